@@ -1,0 +1,335 @@
+# Copyright: (c) 2026, hotspare contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Standby to primary, guarded: the checks (pure), and the promotion itself.
+
+Manual: "Failover" (27.3), "Recovery Control Functions" (9.28.4, pg_promote).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Optional
+
+from .replication import read_state
+from .server import ConnectFailed, Instance, Upstream, connect, connect_conninfo
+from .shell import HotspareError
+from .wal import format_lsn, parse_history, parse_lsn
+
+# A server that is asked within some 20 ms of the end of its stream may sleep out wal_retrieve_retry_interval (5 s)
+# before it looks at the request. SIGHUP wakes it, so the configuration is reloaded until it has looked.
+KICK_FIRST, KICK_EVERY = 0.02, 0.04
+POLL = 0.005
+# The share of the timeout that may go by in waiting for the standby to hold and to replay what is required.
+WAIT_SHARE = 0.5
+
+
+class PromotionRefused(HotspareError):
+    """A check failed; nothing was changed. `facts` has checks and node."""
+
+
+class PromotionPending(HotspareError):
+    """The server was asked and has not answered: the request stays in force. `facts` has pending: true."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What must be true of the standby. `require_lsn` must be passed: the record that starts there has to be held."""
+
+    require_lsn: Optional[int] = None
+    require_timeline: Optional[int] = None
+    require_system_identifier: Optional[str] = None
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class OldPrimarySeen:
+    """What the address of the old primary answered: primary, standby, silent (nobody there) or unknown."""
+
+    answer: str
+    where: str
+    detail: str
+
+
+def checks(state: Mapping[str, Any], wanted: Wanted, old_primary_seen: OldPrimarySeen) -> list[dict[str, Any]]:
+    """Whether the server described by `state` (the record of read_state) may become the primary, and why (not).
+
+    Returns one `{name, ok, detail}` a check. A server that is no running standby gets the first check only.
+    """
+    found: list[dict[str, Any]] = []
+
+    def check(name: str, ok: bool, detail: str) -> None:
+        found.append({"name": name, "ok": ok, "detail": detail})
+
+    _check_role(state, check)
+    if not found[0]["ok"]:
+        return found
+    identifier, timeline = state["system_identifier"], state["timeline"]
+    if wanted.require_system_identifier is not None:
+        check(
+            "system_identifier",
+            identifier == wanted.require_system_identifier,
+            f"it belongs to the cluster {identifier or 'unknown'}, {wanted.require_system_identifier} is required",
+        )
+    if wanted.require_timeline is not None:
+        check(
+            "timeline",
+            timeline == wanted.require_timeline,
+            f"it is on timeline {timeline or 'unknown'}, {wanted.require_timeline} is required",
+        )
+    _check_replay(state["replay"], check)
+    _check_position(state["lsn"], wanted, check)
+    _check_old_primary(old_primary_seen, wanted.force, check)
+    return found
+
+
+def _check_role(state: Mapping[str, Any], check: Any) -> None:
+    role = state["role"]
+    if role == "standby" and state["recovery_signal"] and not state["standby_signal"]:
+        check("standby", False, "it recovers from an archive to a target and follows no primary")
+    elif role == "standby":
+        check("standby", True, "it is a standby")
+    else:
+        why = {"stopped": "it is stopped, start it as a standby first", "absent": "it holds no server"}.get(role)
+        check("standby", False, why or f"it is {role}, not a standby" + (f": {state['reason']}" if state["reason"] else ""))
+
+
+def _check_replay(replay: Mapping[str, Any], check: Any) -> None:
+    paused = replay["state"] != "not paused" or replay["paused"] is not False
+    check(
+        "replay",
+        not paused,
+        f"its replay is {replay['state'] or 'in a state that is not known'}"
+        + (", resume it with pg_wal_replay_resume()" if paused else ""),
+    )
+    delay = replay["min_apply_delay_ms"]
+    shown = "not known" if delay is None else f"{delay} ms"
+    check(
+        "apply_delay",
+        delay == 0,
+        f"its recovery_min_apply_delay is {shown}" + ("" if delay == 0 else ", set it to 0 and let it catch up"),
+    )
+
+
+def _check_position(lsn: Mapping[str, Optional[str]], wanted: Wanted, check: Any) -> None:
+    held, replayed = lsn["held"], lsn["replay"]
+    at = f"it holds {held or 'an unknown position'} and replayed {replayed or 'an unknown position'}"
+    if wanted.require_lsn is None:
+        # Unknown is never zero: without a position to compare with nobody knows what this standby lacks.
+        check(
+            "position",
+            wanted.force,
+            f"{at}, how much it lacks is not known" + (" (forced)" if wanted.force else ": give require_lsn, or force"),
+        )
+        return
+    # Strictly past: require_lsn is where the last record starts, and a server that stands there lacks that record.
+    ok = all(p is not None and parse_lsn(p) > wanted.require_lsn for p in (held, replayed))
+    check("position", ok, f"{at}, both must be past {format_lsn(wanted.require_lsn)}")
+
+
+def _check_old_primary(seen: OldPrimarySeen, force: bool, check: Any) -> None:
+    ok = seen.answer in ("standby", "silent") or (seen.answer == "unknown" and force)
+    advice = {
+        "primary": ", stop it first",
+        "unknown": " (forced)" if force else ": make sure that it takes no writes and use force",
+    }.get(seen.answer, "")
+    check("old_primary", ok, f"the old primary at {seen.where} {seen.detail}{advice}")
+
+
+def look_at_primary(conninfo: Mapping[str, Any], *, account: str, system_identifier: Optional[str]) -> OldPrimarySeen:
+    """Ask the old primary over the replication protocol (its pg_hba lets the account in for that) what it is."""
+    host, port = conninfo.get("host"), conninfo.get("port", 5432)
+    if not host:
+        return OldPrimarySeen("unknown", "an unknown address", "cannot be looked at: no upstream is set, give primary")
+    where = f"{host}:{port}"
+    try:
+        connection = connect_conninfo(dict(conninfo), account=account, replication=True)
+    except ConnectFailed as error:
+        if error.kind in ("refused", "timeout", "unreachable"):
+            return OldPrimarySeen("silent", where, f"does not answer ({error.kind})")
+        return OldPrimarySeen("unknown", where, f"answers in a way that does not tell its role ({error.kind})")
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute("IDENTIFY_SYSTEM")
+            found = str(cursor.fetchone()[0])
+            settings = {}
+            for name in ("transaction_read_only", "default_transaction_read_only"):
+                cursor.execute(f"SHOW {name}")
+                settings[name] = cursor.fetchone()[0]
+    finally:
+        connection.close()
+    if system_identifier is not None and found != system_identifier:
+        return OldPrimarySeen("unknown", where, f"answers, but as the cluster {found} instead of {system_identifier}")
+    # In recovery every transaction is read-only whatever the default; a read-only default proves nothing, and what
+    # is not proved to be a standby counts as a primary. (PostgreSQL 14 has in_hot_standby; 13 has not.)
+    if settings == {"transaction_read_only": "on", "default_transaction_read_only": "off"}:
+        return OldPrimarySeen("standby", where, "answers as a standby")
+    return OldPrimarySeen("primary", where, "still answers as a primary")
+
+
+def primary_conninfo(state: Mapping[str, Any], primary: Optional[Mapping[str, Any]]) -> dict[str, Any]:
+    """Where the old primary is looked for: `primary`, completed from (or replaced by) the standby's own upstream."""
+    conninfo: dict[str, Any] = {}
+    if state["upstream"] and state["upstream"]["conninfo"]:
+        upstream = Upstream.from_conninfo(state["upstream"]["conninfo"])
+        conninfo = {
+            **upstream.extra,
+            "host": upstream.host,
+            "port": upstream.port,
+            "user": upstream.user,
+            "passfile": upstream.passfile,
+        }
+    given = {key: value for key, value in (primary or {}).items() if value is not None}
+    return {key: value for key, value in {**conninfo, **given}.items() if value is not None}
+
+
+def promote(
+    instance: Instance,
+    wanted: Wanted,
+    *,
+    primary: Optional[Mapping[str, Any]] = None,
+    timeout: float = 60,
+    check_mode: bool = False,
+) -> dict[str, Any]:
+    """Make a standby the primary, or refuse and change nothing. A primary is left as it is.
+
+    `timeout` is in seconds: half of it may be waited for the required position, the rest for the promotion; the
+    CHECKPOINT afterwards may take as long again. Errors: PromotionRefused, PromotionPending, HotspareError.
+    """
+    started = time.monotonic()
+    state = read_state(instance)
+    result: dict[str, Any] = {
+        "changed": False,
+        "pending": False,
+        "checks": [],
+        "old_timeline": state["timeline"],
+        "new_timeline": state["timeline"],
+        "switch_lsn": None,
+        "seconds": 0.0,
+        "node": state,
+    }
+    if state["role"] == "primary":
+        # A run that died between promotion and CHECKPOINT is finished here.
+        if not check_mode and (state["control"] or {}).get("timeline") != state["timeline"]:
+            _checkpoint(instance, timeout, result)
+            result["node"] = read_state(instance)
+        return result
+
+    state, result["checks"] = _settle(instance, state, wanted, primary, started + timeout * WAIT_SHARE)
+    result.update(node=state, old_timeline=state["timeline"])
+    failed = [entry["detail"] for entry in result["checks"] if not entry["ok"]]
+    if failed:
+        raise PromotionRefused(f"{instance.name} is not promoted and nothing was changed: {'; '.join(failed)}", **result)
+    if check_mode:
+        return {**result, "changed": True, "new_timeline": None}
+
+    result["changed"] = True
+    asked = time.monotonic()
+    _ask_and_wait(instance, started + timeout, timeout, result)
+    result["seconds"] = round(time.monotonic() - asked, 3)
+    result.update(_new_timeline(instance))
+    _checkpoint(instance, timeout, result)
+    return {**result, "node": read_state(instance)}
+
+
+def _settle(
+    instance: Instance, state: dict[str, Any], wanted: Wanted, primary: Optional[Mapping[str, Any]], deadline: float
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Check; while the required position is all that fails, wait for it until `deadline` and check again."""
+
+    def look() -> OldPrimarySeen:
+        if state["role"] != "standby":
+            return OldPrimarySeen("unknown", "its address", "was not looked at")
+        conninfo = primary_conninfo(state, primary)
+        return look_at_primary(conninfo, account=instance.account, system_identifier=state["system_identifier"])
+
+    seen = look()
+    found = checks(state, wanted, seen)
+    waited = False
+    while (
+        [entry["name"] for entry in found if not entry["ok"]] == ["position"]
+        and wanted.require_lsn is not None
+        and time.monotonic() < deadline
+    ):
+        waited = True
+        time.sleep(0.1)
+        state = read_state(instance)
+        found = checks(state, wanted, seen)
+    if waited:
+        # Time went by: whoever was silent before may be back.
+        found = checks(state, wanted, look())
+    return state, found
+
+
+def _ask_and_wait(instance: Instance, deadline: float, timeout: float, result: dict[str, Any]) -> None:
+    import psycopg2
+
+    try:
+        connection = connect(instance)
+        try:
+            with connection.cursor() as cursor:
+                cursor.execute("SELECT pg_promote(false)")
+                if not cursor.fetchone()[0]:
+                    raise HotspareError(f"{instance.name} could not be asked to become the primary, see its log", **result)
+                asked, kicks = time.monotonic(), 0
+                while True:
+                    cursor.execute("SELECT pg_is_in_recovery()")
+                    if not cursor.fetchone()[0]:
+                        return
+                    now = time.monotonic()
+                    if now > deadline:
+                        break
+                    if now > asked + KICK_FIRST + KICK_EVERY * kicks:
+                        kicks += 1
+                        cursor.execute("SELECT pg_reload_conf()")
+                    time.sleep(POLL)
+        finally:
+            connection.close()
+    except psycopg2.Error as error:
+        raise PromotionPending(
+            f"{instance.name} was asked to become the primary and then the connection to it failed"
+            f" ({' '.join(str(error).split())}): the request may be in force, so do not start the old primary;"
+            " look at the server's log and run this again",
+            **{**result, "pending": True},
+        ) from error
+    raise PromotionPending(
+        f"{instance.name} was asked to become the primary and is still in recovery after {timeout:g} s:"
+        " the request stays in force, so do not start the old primary; find out what holds the startup process"
+        " of this server (its log, pg_stat_activity) and run this again",
+        **{**result, "pending": True, "node": read_state(instance)},
+    )
+
+
+def _new_timeline(instance: Instance) -> dict[str, Any]:
+    """Timelines and fork point from the history file; pg_control names the old timeline until the next checkpoint."""
+    connection = connect(instance)
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)")
+            name = cursor.fetchone()[0]
+            cursor.execute("SELECT pg_read_file('pg_wal/' || %s || '.history')", (name,))
+            last = parse_history(cursor.fetchone()[0])[-1]
+    finally:
+        connection.close()
+    return {"old_timeline": last.timeline, "new_timeline": int(name, 16), "switch_lsn": format_lsn(last.switch_lsn)}
+
+
+def _checkpoint(instance: Instance, timeout: float, result: dict[str, Any]) -> None:
+    """CHECKPOINT, so that pg_control has the new timeline: pg_rewind reads it there and would see no divergence."""
+    import psycopg2
+
+    connection = connect(instance)
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT set_config('statement_timeout', %s, false)", (str(int(timeout * 1000)),))
+            cursor.execute("CHECKPOINT")
+    except psycopg2.errors.QueryCanceled as error:
+        raise HotspareError(
+            f"{instance.name} is the primary now, but its CHECKPOINT did not end within {timeout:g} s:"
+            " run this again before anything is rewound from it",
+            **result,
+        ) from error
+    finally:
+        connection.close()

@@ -1,0 +1,205 @@
+#!/usr/bin/python
+# Copyright: (c) 2026, hotspare contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: pg_promote
+short_description: Make a PostgreSQL standby the primary, guarded
+version_added: 0.1.0
+description:
+  - Promotes a standby after it has been proved that it may be promoted. A server that is the primary already is left as it is.
+  - It refuses, and changes nothing, when the server is no running standby, when its replay is paused or delayed, when it
+    does not hold and has not replayed all that is required, when it belongs to another cluster or timeline, and when the
+    old primary still answers as a primary.
+  - All checks are made at once and returned. Check mode makes the same checks and the same waiting, and does not promote.
+options:
+  require_lsn:
+    description:
+      - The position of the primary's last record, for a planned cutover the latest checkpoint location of the stopped primary.
+      - The standby must hold, and have replayed, more than that. To stand at exactly this position is not enough, since a
+        record's position is where it starts.
+      - Up to half of O(timeout) is waited for it.
+      - Without it nobody knows how much the standby lacks, therefore O(force=true) is needed then.
+    type: str
+  require_timeline:
+    description: The timeline that the standby must be on.
+    type: int
+  require_system_identifier:
+    description: The system identifier of the cluster that the standby must belong to.
+    type: str
+  primary:
+    description:
+      - The old primary, which is asked over the network whether it still is one. What is not given is taken from the
+        upstream of the standby.
+      - No answer (refused, timed out, unreachable) is fine, and so is an answer as a standby. An answer that tells no role,
+        like a refused login or a server that is starting up, refuses without O(force=true).
+    type: dict
+    suboptions:
+      host:
+        description: Its host name or address.
+        type: str
+      port:
+        description: Its port.
+        type: int
+      user:
+        description: The account for replication.
+        type: str
+      passfile:
+        description: A password file on the node that O(account) can read.
+        type: path
+  force:
+    description:
+      - Promote although it is not known how much the standby lacks (no O(require_lsn)), or although the old primary answers
+        in a way that does not tell its role.
+      - It waives nothing that is known. An old primary that answers as a primary, a paused replay, another cluster or a
+        position that O(require_lsn) proves too old are refused all the same.
+    type: bool
+    default: false
+  timeout:
+    description:
+      - Seconds. Half of it may go by in waiting for O(require_lsn), what is left of the whole in waiting for the promotion.
+      - The CHECKPOINT after the promotion may take as long again.
+    type: int
+    default: 60
+extends_documentation_fragment:
+  - hotspare.postgresql.node
+attributes:
+  check_mode:
+    description: Makes the same decision and does not promote.
+    support: full
+  diff_mode:
+    description: There is no difference in text to show.
+    support: none
+author:
+  - hotspare contributors
+"""
+
+EXAMPLES = r"""
+- name: Promote the standby once it holds what the stopped primary wrote last
+  hotspare.postgresql.pg_promote:
+    data_directory: /var/lib/postgresql/17/main
+    config_file: /etc/postgresql/17/main/postgresql.conf
+    service: postgresql@17-main
+    require_lsn: "{{ stopped.shutdown.checkpoint_lsn }}"
+    require_timeline: "{{ stopped.shutdown.timeline }}"
+  become: true
+
+- name: Promote although the dead primary cannot be asked how far it came
+  hotspare.postgresql.pg_promote:
+    data_directory: /var/lib/postgresql/17/main
+    force: true
+  become: true
+"""
+
+RETURN = r"""
+checks:
+  description: What was checked. Empty when the server is the primary already.
+  returned: always
+  type: list
+  elements: dict
+  contains:
+    name:
+      description: The check, one of standby, system_identifier, timeline, replay, apply_delay, position, old_primary.
+      type: str
+      returned: always
+    ok:
+      description: Whether it allows the promotion.
+      type: bool
+      returned: always
+    detail:
+      description: What was seen, and what to do next if it forbids the promotion.
+      type: str
+      returned: always
+  sample:
+    - name: position
+      ok: true
+      detail: it holds 0/30000A0 and replayed 0/30000A0, both must be past 0/3000028
+old_timeline:
+  description: The timeline before the promotion, V(null) when it is not known.
+  returned: always
+  type: int
+  sample: 1
+new_timeline:
+  description: The timeline afterwards. V(null) in check mode when the server would be promoted.
+  returned: always
+  type: int
+  sample: 2
+switch_lsn:
+  description: The position at which the new timeline left the old one. V(null) when nothing was promoted.
+  returned: always
+  type: str
+  sample: 0/30000A0
+seconds:
+  description: Seconds from the request until the server was out of recovery. 0 when nothing was promoted.
+  returned: always
+  type: float
+  sample: 0.041
+pending:
+  description:
+    - The server was asked and did not become the primary within O(timeout). The request stays in force and the server may
+      become the primary at any moment, so the old primary must not be started.
+  returned: always
+  type: bool
+  sample: false
+node:
+  description: The state of the server afterwards, as M(hotspare.postgresql.pg_replication_state) returns it.
+  returned: always
+  type: dict
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.hotspare.postgresql.plugins.module_utils.promotion import Wanted, promote
+from ansible_collections.hotspare.postgresql.plugins.module_utils.server import NODE_ARGUMENTS, instance_from_params
+from ansible_collections.hotspare.postgresql.plugins.module_utils.shell import HotspareError
+from ansible_collections.hotspare.postgresql.plugins.module_utils.wal import parse_lsn
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec=dict(
+            **NODE_ARGUMENTS,
+            require_lsn=dict(type="str"),
+            require_timeline=dict(type="int"),
+            require_system_identifier=dict(type="str"),
+            primary=dict(
+                type="dict",
+                options=dict(
+                    host=dict(type="str"),
+                    port=dict(type="int"),
+                    user=dict(type="str"),
+                    passfile=dict(type="path"),
+                ),
+            ),
+            force=dict(type="bool", default=False),
+            timeout=dict(type="int", default=60),
+        ),
+        supports_check_mode=True,
+    )
+    params = module.params
+    try:
+        require_lsn = parse_lsn(params["require_lsn"]) if params["require_lsn"] is not None else None
+    except ValueError as error:
+        module.fail_json(msg=f"require_lsn: {error}")
+    try:
+        result = promote(
+            instance_from_params(params),
+            Wanted(
+                require_lsn=require_lsn,
+                require_timeline=params["require_timeline"],
+                require_system_identifier=params["require_system_identifier"],
+                force=params["force"],
+            ),
+            primary=params["primary"],
+            timeout=params["timeout"],
+            check_mode=module.check_mode,
+        )
+    except HotspareError as error:
+        module.fail_json(msg=error.message, **error.facts)
+    module.exit_json(**result)
+
+
+if __name__ == "__main__":
+    main()
