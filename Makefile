@@ -1,0 +1,74 @@
+# make demo   a primary and a standby in two containers, built from bare Debian
+# make test   everything that must hold before a change is accepted
+# make clean  removes what these two created
+#
+# Parts of them, for work on the project:
+#   make venv unit integration gates molecule    make bench    make matrix
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+.DELETE_ON_ERROR:
+
+export PYTHON ?= /usr/bin/python3
+export PATH := $(CURDIR)/.cache/venv/bin:$(PATH)
+export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
+
+VENV := .cache/venv/.installed
+COLLECTION := .cache/collections/ansible_collections/hotspare/postgresql
+SUITE ?= trixie
+
+.PHONY: help venv lab demo test unit integration gates molecule molecule-% matrix bench clean
+
+help:
+	@sed -n 's/^# \?//p' Makefile | head -n 7
+
+venv: $(VENV) $(COLLECTION)
+
+$(VENV): requirements-dev.txt
+	lab/prerequisites python
+	$(PYTHON) -m venv --clear .cache/venv
+	pip install -qq -r requirements-dev.txt
+	touch $@
+
+# The checkout is the collection: playbooks, tests and editors find it under its full name.
+$(COLLECTION):
+	mkdir -p $(@D)
+	ln -sfn $(CURDIR) $@
+
+lab:
+	lab/prerequisites docker
+	lab/image $(SUITE) >/dev/null
+
+demo: venv lab
+	lab/demo up $(SUITE)
+	ansible-playbook -i inventories/demo site.yml
+	ansible-playbook -i inventories/demo status.yml
+	cat lab/demo-next.txt
+
+test:
+	lab/test
+
+unit: venv
+	pytest tests/unit
+
+integration: venv
+	lab/prerequisites postgresql
+	pytest tests/integration
+
+gates: venv
+	lab/gates
+
+molecule: molecule-default molecule-failover
+
+molecule-%: venv lab
+	HOTSPARE_IMAGE=$$(lab/image $(SUITE)) molecule test -s $*
+
+matrix: venv
+	lab/matrix
+
+bench: venv lab
+	bench/run.py
+
+clean:
+	lab/clean
