@@ -1,0 +1,236 @@
+#!/usr/bin/python
+# Copyright: (c) 2026, hotspare contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: pg_server
+short_description: Start or stop a PostgreSQL server in the role that is meant
+version_added: 0.1.0
+description:
+  - Starts, stops or restarts one PostgreSQL server, and returns what C(pg_control) says after a stop, which is what a cutover
+    has to prove against.
+  - It never starts a server as a primary unless O(role=primary) says so, since a second primary writes the same timeline and the
+    same WAL file names as the first.
+options:
+  state:
+    description:
+      - With V(started) the server runs and takes connections. A standby that still lacks the WAL to become consistent runs only,
+        see RV(node.accepting).
+      - With V(stopped) C(pg_control) says that it is shut down and connections are refused. Its process may remain for a while,
+        until the last WAL is archived.
+      - With V(restarted) it is stopped, if it runs, and started.
+      - With V(running) nothing is done, but it is an error if the server does not run.
+    type: str
+    choices: [started, stopped, restarted, running]
+    default: started
+  role:
+    description:
+      - What the server comes up as, or is when it runs already. Not looked at with O(state=stopped).
+      - A V(standby) is started only if C(standby.signal) and C(primary_conninfo) are there.
+      - A V(primary) is started only if it last was one. If it was shut down cleanly, a C(standby.signal) is removed first, which
+        undoes the preparation of a cutover that was given up.
+      - Without it a server with C(standby.signal) is started, a server without it is refused. A server that runs is restarted in
+        the role that it has.
+    type: str
+    choices: [primary, standby]
+  mode:
+    description:
+      - How to stop. V(fast) disconnects the clients, writes a checkpoint and sends all WAL to the standbys that answer.
+      - V(immediate) is a crash. The server is not cleanly shut down afterwards, so this is for a server that is given up.
+    type: str
+    choices: [fast, immediate]
+    default: fast
+  checkpoint:
+    description:
+      - Make a C(CHECKPOINT) on a running primary first. Before a stop it makes the stop short, and after a promotion it is needed
+        before C(pg_rewind) looks at this server.
+      - It does not count as a change, and is not made in check mode.
+    type: bool
+    default: false
+  timeout:
+    description: How many seconds the stop, the start and the checkpoint may each take.
+    type: int
+    default: 60
+extends_documentation_fragment:
+  - hotspare.postgresql.node
+attributes:
+  check_mode:
+    description: Everything is checked and the change is predicted, the server is left as it is.
+    support: full
+  diff_mode:
+    description: There is no file content to show.
+    support: none
+seealso:
+  - module: hotspare.postgresql.pg_replication_state
+  - module: hotspare.postgresql.pg_promote
+author:
+  - hotspare contributors (@hotspare)
+"""
+
+EXAMPLES = r"""
+- name: Stop the primary for a planned cutover
+  hotspare.postgresql.pg_server:
+    data_directory: /var/lib/postgresql/17/main
+    config_file: /etc/postgresql/17/main/postgresql.conf
+    service: postgresql@17-main
+    state: stopped
+    checkpoint: true
+  register: old_primary
+
+- name: Give the cutover up and start the old primary again
+  hotspare.postgresql.pg_server:
+    data_directory: /var/lib/postgresql/17/main
+    config_file: /etc/postgresql/17/main/postgresql.conf
+    service: postgresql@17-main
+    state: started
+    role: primary
+  when: old_primary.shutdown.clean
+
+- name: Restart a standby for a setting that needs it
+  hotspare.postgresql.pg_server:
+    data_directory: /var/lib/postgresql/17/main
+    config_file: /etc/postgresql/17/main/postgresql.conf
+    service: postgresql@17-main
+    state: restarted
+    role: standby
+
+- name: Put the new timeline into pg_control of the new primary
+  hotspare.postgresql.pg_server:
+    data_directory: /var/lib/postgresql/17/main
+    state: running
+    role: primary
+    checkpoint: true
+"""
+
+RETURN = r"""
+node:
+  description: What is known about the node afterwards without asking its server.
+  returned: when the data directory holds a cluster
+  type: dict
+  contains:
+    name:
+      description: What the node is called.
+      type: str
+      returned: always
+      sample: db-one
+    data_directory:
+      description: Its data directory.
+      type: str
+      returned: always
+      sample: /var/lib/postgresql/17/main
+    major_version:
+      description: The major version that made the data directory.
+      type: int
+      returned: always
+      sample: 17
+    running:
+      description: Whether its postmaster runs.
+      type: bool
+      returned: always
+      sample: true
+    process_id:
+      description: The process of the postmaster, null without one.
+      type: int
+      returned: always
+      sample: 4711
+    standby_signal:
+      description: Whether C(standby.signal) is there.
+      type: bool
+      returned: always
+      sample: false
+    accepting:
+      description:
+        - Whether it took a connection after a start.
+        - It is false for a standby that runs without being consistent yet, and null when this was not looked at.
+      type: bool
+      returned: on success
+      sample: true
+    control:
+      description: What C(pg_controldata) says, positions as text.
+      type: dict
+      returned: always
+      sample: {state: in production, timeline: 1, checkpoint_lsn: 0/3000028}
+shutdown:
+  description: How the server stopped, null when it runs or in check mode before a stop.
+  returned: on success
+  type: dict
+  contains:
+    clean:
+      description:
+        - Whether it was shut down cleanly, as a primary or as a standby.
+        - It does not say that a standby has everything. For that its position must be greater than RV(shutdown.checkpoint_lsn).
+      type: bool
+      returned: always
+      sample: true
+    state:
+      description: The state in C(pg_control), for a primary V(shut down), for a standby V(shut down in recovery).
+      type: str
+      returned: always
+      sample: shut down
+    checkpoint_lsn:
+      description: Where the record of the latest checkpoint starts.
+      type: str
+      returned: always
+      sample: 0/3000028
+    timeline:
+      description: The timeline of the latest checkpoint.
+      type: int
+      returned: always
+      sample: 1
+    seconds:
+      description: How long the stop took, 0 when the server did not run.
+      type: float
+      returned: always
+      sample: 0.317
+seconds:
+  description: How long all of it took.
+  returned: on success
+  type: float
+  sample: 0.402
+log:
+  description: The last lines of the server's log.
+  returned: when a start failed
+  type: list
+  elements: str
+  sample: ["FATAL:  could not map anonymous shared memory: Cannot allocate memory"]
+kind:
+  description: Why there was no connection, one of V(refused), V(starting), V(shutting_down), V(auth), V(timeout), V(other).
+  returned: when a connection failed
+  type: str
+  sample: timeout
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.hotspare.postgresql.plugins.module_utils.server import (
+    NODE_ARGUMENTS,
+    bring_to,
+    instance_from_params,
+)
+from ansible_collections.hotspare.postgresql.plugins.module_utils.shell import HotspareError
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec=dict(
+            **NODE_ARGUMENTS,
+            state=dict(type="str", choices=["started", "stopped", "restarted", "running"], default="started"),
+            role=dict(type="str", choices=["primary", "standby"]),
+            mode=dict(type="str", choices=["fast", "immediate"], default="fast"),
+            checkpoint=dict(type="bool", default=False),
+            timeout=dict(type="int", default=60),
+        ),
+        supports_check_mode=True,
+    )
+    options = {name: module.params[name] for name in ("state", "role", "mode", "checkpoint", "timeout")}
+    try:
+        result = bring_to(instance_from_params(module.params), **options, check_mode=module.check_mode)
+    except HotspareError as error:
+        module.fail_json(msg=error.message, **error.facts)
+    module.exit_json(**result)
+
+
+if __name__ == "__main__":
+    main()
