@@ -368,6 +368,7 @@ def _account_environment(account: str) -> Iterator[None]:
         if name.startswith("PG"):
             del os.environ[name]
     os.environ["HOME"] = os.path.expanduser(f"~{account}")
+    os.environ["LANGUAGE"] = "C"  # Ansible takes over the host's locale, and _KINDS reads English
     try:
         yield
     finally:
