@@ -8,13 +8,14 @@ Manual: "Failover" (27.3), "Recovery Control Functions" (9.28.4, pg_promote).
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Optional
+from typing import Any
 
 from .replication import read_state
-from .server import ConnectFailed, Instance, Upstream, connect, connect_conninfo
+from .server import ConnectFailed, Instance, Upstream, checkpoint_primary, connect, connect_conninfo
 from .shell import HotspareError
 from .wal import format_lsn, parse_history, parse_lsn
 
@@ -24,6 +25,8 @@ KICK_FIRST, KICK_EVERY = 0.02, 0.04
 POLL = 0.005
 # The share of the timeout that may go by in waiting for the standby to hold and to replay what is required.
 WAIT_SHARE = 0.5
+# No route to a dead machine, or its name is gone: libpq has no code for that, only words.
+UNREACHABLE = re.compile(r"No route to host|Network is unreachable|Host is down|could not translate host name")
 
 
 class PromotionRefused(HotspareError):
@@ -38,9 +41,9 @@ class PromotionPending(HotspareError):
 class Wanted:
     """What must be true of the standby. `require_lsn` must be passed: the record that starts there has to be held."""
 
-    require_lsn: Optional[int] = None
-    require_timeline: Optional[int] = None
-    require_system_identifier: Optional[str] = None
+    require_lsn: int | None = None
+    require_timeline: int | None = None
+    require_system_identifier: str | None = None
     force: bool = False
 
 
@@ -93,7 +96,11 @@ def _check_role(state: Mapping[str, Any], check: Any) -> None:
         check("standby", True, "it is a standby")
     else:
         why = {"stopped": "it is stopped, start it as a standby first", "absent": "it holds no server"}.get(role)
-        check("standby", False, why or f"it is {role}, not a standby" + (f": {state['reason']}" if state["reason"] else ""))
+        check(
+            "standby",
+            False,
+            why or f"it is {role}, not a standby" + (f": {state['reason']}" if state["reason"] else ""),
+        )
 
 
 def _check_replay(replay: Mapping[str, Any], check: Any) -> None:
@@ -113,7 +120,7 @@ def _check_replay(replay: Mapping[str, Any], check: Any) -> None:
     )
 
 
-def _check_position(lsn: Mapping[str, Optional[str]], wanted: Wanted, check: Any) -> None:
+def _check_position(lsn: Mapping[str, str | None], wanted: Wanted, check: Any) -> None:
     held, replayed = lsn["held"], lsn["replay"]
     at = f"it holds {held or 'an unknown position'} and replayed {replayed or 'an unknown position'}"
     if wanted.require_lsn is None:
@@ -138,8 +145,10 @@ def _check_old_primary(seen: OldPrimarySeen, force: bool, check: Any) -> None:
     check("old_primary", ok, f"the old primary at {seen.where} {seen.detail}{advice}")
 
 
-def look_at_primary(conninfo: Mapping[str, Any], *, account: str, system_identifier: Optional[str]) -> OldPrimarySeen:
+def look_at_primary(conninfo: Mapping[str, Any], *, account: str, system_identifier: str | None) -> OldPrimarySeen:
     """Ask the old primary over the replication protocol (its pg_hba lets the account in for that) what it is."""
+    import psycopg2
+
     host, port = conninfo.get("host"), conninfo.get("port", 5432)
     if not host:
         return OldPrimarySeen("unknown", "an unknown address", "cannot be looked at: no upstream is set, give primary")
@@ -147,9 +156,9 @@ def look_at_primary(conninfo: Mapping[str, Any], *, account: str, system_identif
     try:
         connection = connect_conninfo(dict(conninfo), account=account, replication=True)
     except ConnectFailed as error:
-        if error.kind in ("refused", "timeout", "unreachable"):
-            return OldPrimarySeen("silent", where, f"does not answer ({error.kind})")
-        return OldPrimarySeen("unknown", where, f"answers in a way that does not tell its role ({error.kind})")
+        if error.kind in ("refused", "timeout") or UNREACHABLE.search(error.message):
+            return OldPrimarySeen("silent", where, f"does not answer ({error.message})")
+        return OldPrimarySeen("unknown", where, f"answers in a way that does not tell its role ({error.message})")
     try:
         with connection.cursor() as cursor:
             cursor.execute("IDENTIFY_SYSTEM")
@@ -158,6 +167,8 @@ def look_at_primary(conninfo: Mapping[str, Any], *, account: str, system_identif
             for name in ("transaction_read_only", "default_transaction_read_only"):
                 cursor.execute(f"SHOW {name}")
                 settings[name] = cursor.fetchone()[0]
+    except psycopg2.Error as error:
+        return OldPrimarySeen("unknown", where, f"did not say what it is ({' '.join(str(error).split())})")
     finally:
         connection.close()
     if system_identifier is not None and found != system_identifier:
@@ -169,27 +180,21 @@ def look_at_primary(conninfo: Mapping[str, Any], *, account: str, system_identif
     return OldPrimarySeen("primary", where, "still answers as a primary")
 
 
-def primary_conninfo(state: Mapping[str, Any], primary: Optional[Mapping[str, Any]]) -> dict[str, Any]:
+def primary_conninfo(state: Mapping[str, Any], primary: Mapping[str, Any] | None) -> dict[str, Any]:
     """Where the old primary is looked for: `primary`, completed from (or replaced by) the standby's own upstream."""
     conninfo: dict[str, Any] = {}
-    if state["upstream"] and state["upstream"]["conninfo"]:
-        upstream = Upstream.from_conninfo(state["upstream"]["conninfo"])
-        conninfo = {
-            **upstream.extra,
-            "host": upstream.host,
-            "port": upstream.port,
-            "user": upstream.user,
-            "passfile": upstream.passfile,
-        }
+    if state["upstream"]:
+        conninfo.update(Upstream.from_conninfo(state["upstream"]["conninfo"]).parameters())
+        conninfo.pop("application_name", None)  # it is the standby's own, and we are not that
     given = {key: value for key, value in (primary or {}).items() if value is not None}
-    return {key: value for key, value in {**conninfo, **given}.items() if value is not None}
+    return {**conninfo, **given}
 
 
 def promote(
     instance: Instance,
     wanted: Wanted,
     *,
-    primary: Optional[Mapping[str, Any]] = None,
+    primary: Mapping[str, Any] | None = None,
     timeout: float = 60,
     check_mode: bool = False,
 ) -> dict[str, Any]:
@@ -221,7 +226,9 @@ def promote(
     result.update(node=state, old_timeline=state["timeline"])
     failed = [entry["detail"] for entry in result["checks"] if not entry["ok"]]
     if failed:
-        raise PromotionRefused(f"{instance.name} is not promoted and nothing was changed: {'; '.join(failed)}", **result)
+        raise PromotionRefused(
+            f"{instance.name} is not promoted and nothing was changed: {'; '.join(failed)}", **result
+        )
     if check_mode:
         return {**result, "changed": True, "new_timeline": None}
 
@@ -235,7 +242,7 @@ def promote(
 
 
 def _settle(
-    instance: Instance, state: dict[str, Any], wanted: Wanted, primary: Optional[Mapping[str, Any]], deadline: float
+    instance: Instance, state: dict[str, Any], wanted: Wanted, primary: Mapping[str, Any] | None, deadline: float
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Check; while the required position is all that fails, wait for it until `deadline` and check again."""
 
@@ -272,7 +279,9 @@ def _ask_and_wait(instance: Instance, deadline: float, timeout: float, result: d
             with connection.cursor() as cursor:
                 cursor.execute("SELECT pg_promote(false)")
                 if not cursor.fetchone()[0]:
-                    raise HotspareError(f"{instance.name} could not be asked to become the primary, see its log", **result)
+                    raise HotspareError(
+                        f"{instance.name} could not be asked to become the primary, see its log", **result
+                    )
                 asked, kicks = time.monotonic(), 0
                 while True:
                     cursor.execute("SELECT pg_is_in_recovery()")
@@ -318,18 +327,11 @@ def _new_timeline(instance: Instance) -> dict[str, Any]:
 
 def _checkpoint(instance: Instance, timeout: float, result: dict[str, Any]) -> None:
     """CHECKPOINT, so that pg_control has the new timeline: pg_rewind reads it there and would see no divergence."""
-    import psycopg2
-
-    connection = connect(instance)
     try:
-        with connection.cursor() as cursor:
-            cursor.execute("SELECT set_config('statement_timeout', %s, false)", (str(int(timeout * 1000)),))
-            cursor.execute("CHECKPOINT")
-    except psycopg2.errors.QueryCanceled as error:
+        checkpoint_primary(instance, timeout)
+    except HotspareError as error:
         raise HotspareError(
-            f"{instance.name} is the primary now, but its CHECKPOINT did not end within {timeout:g} s:"
-            " run this again before anything is rewound from it",
+            f"{instance.name} is the primary now, but its checkpoint is missing: run this again before anything is rewound"
+            f" from it ({error.message})",
             **result,
         ) from error
-    finally:
-        connection.close()

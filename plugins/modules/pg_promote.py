@@ -1,4 +1,3 @@
-#!/usr/bin/python
 # Copyright: (c) 2026, hotspare contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
@@ -159,23 +158,23 @@ from ansible_collections.hotspare.postgresql.plugins.module_utils.wal import par
 
 def main() -> None:
     module = AnsibleModule(
-        argument_spec=dict(
+        argument_spec={
             **NODE_ARGUMENTS,
-            require_lsn=dict(type="str"),
-            require_timeline=dict(type="int"),
-            require_system_identifier=dict(type="str"),
-            primary=dict(
-                type="dict",
-                options=dict(
-                    host=dict(type="str"),
-                    port=dict(type="int"),
-                    user=dict(type="str"),
-                    passfile=dict(type="path"),
-                ),
-            ),
-            force=dict(type="bool", default=False),
-            timeout=dict(type="int", default=60),
-        ),
+            "require_lsn": {"type": "str"},
+            "require_timeline": {"type": "int"},
+            "require_system_identifier": {"type": "str"},
+            "primary": {
+                "type": "dict",
+                "options": {
+                    "host": {"type": "str"},
+                    "port": {"type": "int"},
+                    "user": {"type": "str"},
+                    "passfile": {"type": "path"},
+                },
+            },
+            "force": {"type": "bool", "default": False},
+            "timeout": {"type": "int", "default": 60},
+        },
         supports_check_mode=True,
     )
     params = module.params

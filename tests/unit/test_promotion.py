@@ -233,15 +233,24 @@ def test_no_connection_to_the_old_primary(monkeypatch, kind, answer):
     assert look(monkeypatch, ConnectFailed("no", kind=kind)).answer == answer
 
 
+@pytest.mark.parametrize("reason", ["No route to host", 'could not translate host name "db-one" to address'])
+def test_an_unreachable_old_primary_does_not_answer(monkeypatch, reason):
+    assert look(monkeypatch, ConnectFailed(f"cannot connect: {reason}", kind="other")).answer == "silent"
+
+
 def test_no_address_is_unknown():
     assert look_at_primary({}, account="postgres", system_identifier="7").answer == "unknown"
 
 
 def test_what_is_given_completes_the_upstream():
-    state = standby(upstream={"conninfo": "host=db-one port=5433 user=replicator passfile=/x sslmode=require"})
-    assert primary_conninfo(state, None) == {**CONNINFO, "sslmode": "require"}
+    state = standby(
+        upstream={
+            "conninfo": "host=db-one port=5433 user=replicator passfile=/x sslmode=require application_name=db-two"
+        }
+    )
+    assert primary_conninfo(state, None) == {**CONNINFO, "port": "5433", "sslmode": "require"}
     assert primary_conninfo(state, {"host": "10.0.0.9", "port": None})["host"] == "10.0.0.9"
-    assert primary_conninfo(state, {"host": "10.0.0.9", "port": None})["port"] == 5433
+    assert primary_conninfo(state, {"host": "10.0.0.9", "port": None})["port"] == "5433"
     assert primary_conninfo(standby(), {"host": "a", "port": None}) == {"host": "a"}
 
 

@@ -1,0 +1,228 @@
+# Copyright: (c) 2026, hotspare contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the tests of both scenarios use: the operator's hands (ansible-playbook, docker) and eyes (psql, files)."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+RECAP = re.compile(
+    r"^(\S+)\s+: ok=(\d+)\s+changed=(\d+)\s+unreachable=(\d+)\s+failed=(\d+)\s+skipped=(\d+)", re.MULTILINE
+)
+
+# Runs in a container: every file that must not change, with mode, owner and content. Of a data directory only what
+# an administrator or the collection writes there, since the server itself writes the rest all the time.
+FINGERPRINT = """
+import hashlib, json, os, stat, sys
+found = {}
+for root in ("/etc", "/srv", "/root", "/usr/local", "/var/lib/postgresql", "/var/lib/dpkg/status"):
+    paths = [root]
+    for directory, directories, files in os.walk(root):
+        # Ansible's own remnants, and what the server writes in a data directory.
+        directories[:] = [d for d in directories if d not in (".ansible", "__pycache__")]
+        if "PG_VERSION" in files:
+            directories[:] = []
+            files = [f for f in files if f not in ("postmaster.pid", "postmaster.opts", "current_logfiles")]
+        paths += [os.path.join(directory, name) for name in directories + files]
+    for path in paths:
+        if not os.path.lexists(path):
+            continue
+        s = os.lstat(path)
+        content = None
+        if stat.S_ISREG(s.st_mode):
+            with open(path, "rb") as file:
+                content = hashlib.sha256(file.read()).hexdigest()
+        elif stat.S_ISLNK(s.st_mode):
+            content = os.readlink(path)
+        found[path] = [oct(s.st_mode), s.st_uid, s.st_gid, content]
+json.dump(found, sys.stdout)
+"""
+
+CATALOG = """
+SELECT 'role', rolname, rolpassword, rolreplication::text, rolsuper::text FROM pg_authid
+UNION ALL SELECT 'database', datname, datcollate, encoding::text, NULL FROM pg_database
+UNION ALL SELECT 'slot', slot_name, slot_type, active::text, NULL FROM pg_replication_slots
+UNION ALL SELECT 'setting', name, setting, sourcefile, sourceline::text FROM pg_settings
+  WHERE source NOT IN ('default', 'override', 'client', 'session')
+UNION ALL SELECT 'started', pg_postmaster_start_time()::text, NULL, NULL, NULL
+UNION ALL SELECT 'loaded', pg_conf_load_time()::text, NULL, NULL, NULL
+ORDER BY 1, 2
+"""
+
+
+@dataclass(frozen=True)
+class Play:
+    """A finished ansible-playbook: `hosts` is the recap, {host: {ok, changed, unreachable, failed, skipped}}."""
+
+    returncode: int
+    output: str
+    seconds: float
+
+    @property
+    def hosts(self) -> dict[str, dict[str, int]]:
+        keys = ("ok", "changed", "unreachable", "failed", "skipped")
+        return {m[1]: dict(zip(keys, map(int, m.groups()[1:]))) for m in RECAP.finditer(self.output)}
+
+    @property
+    def changed(self) -> int:
+        return sum(host["changed"] for host in self.hosts.values())
+
+    def evaluations(self, host: str) -> int:
+        """Tasks that were evaluated for a host: run or skipped."""
+        return self.hosts[host]["ok"] + self.hosts[host]["skipped"]
+
+
+class Lab:
+    """The containers of this scenario and the inventory that molecule wrote for them."""
+
+    def __init__(self) -> None:
+        self.directory = Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"])
+        self.inventory = os.environ["MOLECULE_INVENTORY_FILE"]
+        config = yaml.safe_load(Path(os.environ["MOLECULE_FILE"]).read_text(encoding="utf-8"))
+        self.variables: dict[str, Any] = config["provisioner"]["inventory"]["group_vars"]["postgres"]
+        self.addresses = {p["name"]: p["networks"][0]["ipv4_address"] for p in config["platforms"]}
+        self.one, self.two = self.addresses
+        self.version = int(self.variables["node_version"])
+        self.data = f"/var/lib/postgresql/{self.version}/main"
+        self.service = f"postgresql@{self.version}-main"
+
+    # The operator's hands
+
+    def start(self, playbook: str, *args: str, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
+        """ansible-playbook in a process group of its own, so that it can be killed as a whole."""
+        return subprocess.Popen(
+            ["ansible-playbook", "-i", self.inventory, f"hotspare.postgresql.{playbook}", *args],
+            env={
+                **os.environ,
+                "ANSIBLE_FORCE_COLOR": "0",
+                "ANSIBLE_NOCOLOR": "1",
+                "ANSIBLE_PIPELINING": "1",
+                **(env or {}),
+            },
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def play(self, playbook: str, *args: str, ok: bool | None = True, env: dict[str, str] | None = None) -> Play:
+        """Run a playbook to its end; `ok` says how it must end (None: either way)."""
+        began = time.monotonic()
+        process = self.start(playbook, *args, env=env)
+        try:
+            output, _ = process.communicate(timeout=400)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            output, _ = process.communicate()
+            pytest.fail(f"{playbook} {args} did not end within 400 s:\n{output}")
+        play = Play(process.returncode, output, time.monotonic() - began)
+        print(f"--- {playbook} {' '.join(args)}: exit code {play.returncode}, {play.seconds:.1f} s\n{output}")
+        if ok is not None:
+            assert (play.returncode == 0) == ok, output
+        return play
+
+    @staticmethod
+    def docker(*args: str, stdin: str | None = None, check: bool = True) -> str:
+        done = subprocess.run(["docker", *args], input=stdin, capture_output=True, text=True, timeout=120, check=False)
+        assert not check or done.returncode == 0, f"docker {args}: {done.stderr}"
+        return done.stdout
+
+    def run(self, node: str, *argv: str, stdin: str | None = None, check: bool = True, user: str = "root") -> str:
+        return self.docker("exec", "-i", "-u", user, node, *argv, stdin=stdin, check=check)
+
+    def restart_container(self, node: str) -> None:
+        """Start it, and wait until its systemd has booted: that is when a server that starts at boot has started."""
+        self.docker("start", node)
+        wait_for(
+            lambda: self.run(node, "systemctl", "is-system-running", check=False).strip() in ("running", "degraded"),
+            f"{node} has booted",
+        )
+
+    # The operator's eyes
+
+    def sql(self, node: str, query: str, database: str = "postgres", port: int = 5432) -> str:
+        return self.run(
+            node,
+            "psql",
+            "-XAtq",
+            "-v",
+            "ON_ERROR_STOP=1",
+            "-p",
+            str(port),
+            "-d",
+            database,
+            stdin=query,
+            user="postgres",
+        ).strip()
+
+    def is_primary(self, node: str) -> bool:
+        return self.sql(node, "SELECT pg_is_in_recovery()") == "f"
+
+    def status(self, *args: str) -> dict[str, Any]:
+        """What status.yml says with -e format=json."""
+        output = self.play("status", "-e", "format=json", *args).output
+        return find_json(output)
+
+    def fingerprint(self, node: str) -> dict[str, Any]:
+        """Files, packages, unit files, and (of a server that answers) catalog, settings and time of start."""
+        files = json.loads(self.run(node, "python3", "-", stdin=FINGERPRINT))
+        units = self.run(node, "systemctl", "list-unit-files", "--no-legend", "--no-pager", "postgresql*", check=False)
+        active = self.run(node, "systemctl", "is-active", self.service, check=False)
+        running = active.strip() == "active"
+        return {**files, "units": units, "active": active, "catalog": self.sql(node, CATALOG) if running else None}
+
+    def fingerprints(self, *nodes: str) -> dict[str, dict[str, Any]]:
+        return {node: self.fingerprint(node) for node in nodes or self.addresses}
+
+
+def find_json(output: str) -> dict[str, Any]:
+    """The JSON document that a playbook printed, in whatever form its callback shows it."""
+    decoder = json.JSONDecoder()
+    for match in re.finditer(r"\{", output):
+        try:
+            found, _ = decoder.raw_decode(output[match.start() :])
+        except ValueError:
+            continue
+        if isinstance(found, dict):
+            found = found.get("msg", found)
+            if isinstance(found, str):
+                found = json.loads(found)
+            if isinstance(found, dict) and "nodes" in found:
+                return found
+    raise AssertionError(f"no JSON with the nodes in: {output}")
+
+
+def differences(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+    """What two fingerprints of the same nodes disagree on."""
+    return {
+        f"{node}: {key}": (before[node].get(key), after[node].get(key))
+        for node in before
+        for key in sorted(before[node].keys() | after[node].keys())
+        if before[node].get(key) != after[node].get(key)
+    }
+
+
+def wait_for(condition: Callable[[], bool], what: str, timeout: float = 60) -> None:
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {timeout} s: {what}"
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="session")
+def lab() -> Lab:
+    return Lab()
