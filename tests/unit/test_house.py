@@ -1,0 +1,386 @@
+# Copyright: (c) 2026, hotspare contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""House rules that no linter knows: modules have tests, roles say what they take, floors hold, words are ours."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from ansible.playbook.block import Block
+from ansible.playbook.handler import Handler
+
+ROOT = Path(__file__).resolve().parents[2]
+NAMESPACE = "hotspare.postgresql"
+UTILS = f"ansible_collections.{NAMESPACE}.plugins.module_utils"
+
+# Each module, and the unit test of the library it calls. Its integration test is always
+# tests/integration/test_<module>.py, where a test whose name has `four_steps` walks through
+# check mode, real, check mode again, real again.
+UNIT_TESTS = {
+    "pg_promote": "test_promotion",
+    "pg_rebuild": "test_rebuild",
+    "pg_replication_state": "test_replication",
+    "pg_server": "test_server",
+}
+
+# plugins/module_utils from the ground up: a file imports only from the lines above its own.
+FLOORS = (
+    {"wal", "shell", "problems"},  # ground
+    {"controldata", "records"},  # ground: what needs a word of the line above
+    {"server"},  # first
+    {"replication"},  # second
+    {"topology", "status", "desired", "promotion", "rebuild"},  # third
+    {"cutover"},  # third: plans made of what topology found
+)
+FLOOR = {name: height for height, names in enumerate(FLOORS) for name in names}
+
+ROLES = {"node", "primary", "standby", "failover"}
+PLAYBOOKS = {"site", "failover", "rebuild_standby", "status"}
+
+
+def names(folder: str) -> set[str]:
+    return {path.stem for path in (ROOT / folder).glob("*.py")} - {"__init__"}
+
+
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+
+
+def text_files() -> Iterator[Path]:
+    """Every text file of the project; what tools keep (.git, .cache, ...) and build is not ours."""
+    for folder, folders, files in os.walk(ROOT):
+        folders[:] = [
+            name
+            for name in folders
+            if (not name.startswith(".") or name in (".ci", ".config", ".github"))
+            and name not in ("__pycache__", "output")
+        ]
+        for name in files:
+            path = Path(folder, name)
+            if path.is_file() and b"\0" not in path.read_bytes()[:8192]:
+                yield path
+
+
+PYTHON = sorted(path for path in text_files() if path.suffix == ".py")
+
+
+def named(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+# --- 1. every module has its tests -----------------------------------------------------------------------------------
+
+
+def imported(module: ast.Module) -> set[str]:
+    """Full names of all that is imported, `from a import b` as a and a.b."""
+    found = set()
+    for node in ast.walk(module):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module or "")
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return found
+
+
+def claims(function: ast.FunctionDef) -> bool:
+    """Whether a test can fail by itself: it asserts, expects an error, or hands over to a function that checks."""
+    calls = [ast.unparse(node.func) for node in ast.walk(function) if isinstance(node, ast.Call)]
+    return any(isinstance(node, ast.Assert) for node in ast.walk(function)) or any(
+        call == "pytest.raises" or re.match(r"(\w+\.)*_?(assert|check|expect)", call) for call in calls
+    )
+
+
+def cases_of(path: Path) -> list[str]:
+    assert path.is_file(), f"{named(path)} is missing"
+    functions = [node for node in ast.walk(tree(path)) if isinstance(node, ast.FunctionDef)]
+    return [node.name for node in functions if node.name.startswith("test_") and claims(node)]
+
+
+def test_every_module_is_listed_with_its_tests() -> None:
+    assert names("plugins/modules") == set(UNIT_TESTS)
+
+
+@pytest.mark.parametrize("module", sorted(UNIT_TESTS))
+def test_a_module_has_unit_tests_of_the_library_it_calls(module: str) -> None:
+    path = ROOT / "tests" / "unit" / f"{UNIT_TESTS[module]}.py"
+    assert cases_of(path), f"{named(path)} has no test"
+    called = {name for name in imported(tree(ROOT / f"plugins/modules/{module}.py")) if name.startswith(UTILS + ".")}
+    tested = imported(tree(path))
+    library = UNIT_TESTS[module].replace("test_", f"{UTILS}.", 1)
+    assert library in called, f"{module} does not call {library}"
+    assert library in tested, f"{named(path)} does not import {library}"
+
+
+@pytest.mark.parametrize("module", sorted(UNIT_TESTS))
+def test_a_module_has_integration_tests_and_a_check_mode_case(module: str) -> None:
+    path = ROOT / "tests" / "integration" / f"test_{module}.py"
+    tests = cases_of(path)
+    assert [name for name in tests if "four_steps" in name], f"{named(path)} has no test_..four_steps.. that asserts"
+    words = {node.value for node in ast.walk(tree(path)) if isinstance(node, ast.Constant)}
+    assert words & {module, f"{NAMESPACE}.{module}"}, f"{named(path)} never names {module}"
+
+
+def test_every_library_has_a_unit_test_that_imports_it() -> None:
+    tested = set()
+    for path in (ROOT / "tests" / "unit").glob("test_*.py"):
+        if path != Path(__file__).resolve() and cases_of(path):
+            tested |= imported(tree(path))
+    assert [name for name in sorted(names("plugins/module_utils")) if f"{UTILS}.{name}" not in tested] == []
+
+
+# --- 2. roles say what they take -------------------------------------------------------------------------------------
+
+
+def load(path: Path) -> Any:
+    return yaml.load(path.read_text(encoding="utf-8"), Loader=TagLoader)
+
+
+class TagLoader(yaml.SafeLoader):
+    """YAML as Ansible has it: `!vault`, `!unsafe` and the like are plain values here."""
+
+
+TagLoader.add_multi_constructor("!", lambda loader, tag, node: node.value)
+
+
+def roles() -> set[str]:
+    return {path.name for path in (ROOT / "roles").iterdir() if path.is_dir()}
+
+
+def test_the_roles_are_there() -> None:
+    assert roles() >= ROLES
+
+
+@pytest.mark.parametrize("role", sorted(ROLES | roles()))
+def test_a_roles_argument_specs_are_its_defaults(role: str) -> None:
+    specs = load(ROOT / "roles" / role / "meta" / "argument_specs.yml")["argument_specs"]
+    defaults = load(ROOT / "roles" / role / "defaults" / "main.yml") or {}
+    assert "main" in specs
+    options: dict[str, Any] = {}
+    for entry, spec in specs.items():
+        assert spec.get("short_description"), f"{entry} says not what it does"
+        for name, option in (spec.get("options") or {}).items():
+            assert options.setdefault(name, option) == option, f"{name} differs between entry points"
+
+    assert [name for name in sorted({*options, *defaults}) if not name.startswith(f"{role}_")] == []
+    assert [name for name, option in options.items() if not (option.get("description") and option.get("type"))] == []
+    assert sorted(set(defaults) - set(options)) == [], "defaults that argument_specs.yml does not know"
+    for name, option in options.items():
+        if "default" in option:
+            assert not option.get("required"), f"{name} is required and has a default"
+            assert name in defaults, f"{name} has a default in argument_specs.yml only"
+            assert defaults[name] == option["default"], name
+        else:  # a default of null is no default
+            assert defaults.get(name) is None, f"{name} has a default in defaults/main.yml only"
+            assert not (option.get("required") and name in defaults), f"{name} is required and has a default"
+
+
+# --- 3. floors -------------------------------------------------------------------------------------------------------
+
+
+def test_every_library_has_its_floor() -> None:
+    assert names("plugins/module_utils") == set(FLOOR)
+
+
+@pytest.mark.parametrize("name", sorted(set(FLOOR) | names("plugins/module_utils")))
+def test_a_library_imports_only_from_floors_below(name: str) -> None:
+    module = tree(ROOT / "plugins" / "module_utils" / f"{name}.py")
+    for node in ast.walk(module):
+        if not isinstance(node, ast.ImportFrom) or node.level == 0:
+            continue
+        assert node.level == 1, f"line {node.lineno}: an import from outside the library"
+        for below in [node.module] if node.module else [alias.name for alias in node.names]:
+            assert FLOOR[below] < FLOOR[name], f"line {node.lineno}: {below} is not below {name}"
+
+
+@pytest.mark.parametrize("name", sorted(set(FLOOR) | names("plugins/module_utils")))
+def test_a_library_needs_only_python_and_psycopg2_only_inside_functions(name: str) -> None:
+    module = tree(ROOT / "plugins" / "module_utils" / f"{name}.py")
+    inside = {
+        id(node)
+        for function in ast.walk(module)
+        if isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef))
+        for node in ast.walk(function)
+    }
+    for node in ast.walk(module):
+        if isinstance(node, ast.Import):
+            packages = {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            packages = {(node.module or "").partition(".")[0]}
+        else:
+            continue
+        foreign = packages - sys.stdlib_module_names
+        assert foreign <= {"psycopg2"}, f"line {node.lineno} imports {foreign}: the library runs without Ansible"
+        assert not foreign or id(node) in inside, f"line {node.lineno}: psycopg2 is needed before a server is asked"
+
+
+# --- 4. playbooks and roles ------------------------------------------------------------------------------------------
+
+SECTIONS = ("tasks", "pre_tasks", "post_tasks", "handlers", "block", "rescue", "always")
+KEYWORDS = {*Handler.fattributes, *Block.fattributes, "action", "local_action"}
+SHELLS = {"shell", "raw"}
+
+
+def yaml_files() -> list[Path]:
+    folders = [ROOT / "roles", ROOT / "playbooks", ROOT / "molecule"]
+    found = [path for folder in folders for path in folder.rglob("*") if path.suffix in (".yml", ".yaml")]
+    return sorted([*found, *ROOT.glob("*.yml")])
+
+
+def is_task_file(path: Path) -> bool:
+    return path.parent.name in ("tasks", "handlers") or "tasks" in path.relative_to(ROOT).parts[:-1]
+
+
+def tasks_in(content: Any) -> Iterator[dict[str, Any]]:
+    """All tasks of a list of tasks or plays, those in blocks too."""
+    for entry in content or []:
+        inner = [entry[section] for section in SECTIONS if section in entry]
+        for section in inner:
+            yield from tasks_in(section)
+        if not inner and not {"hosts", "import_playbook", "ansible.builtin.import_playbook"} & set(entry):
+            yield entry
+
+
+def action_of(task: dict[str, Any]) -> str:
+    actions = [key for key in task if key not in KEYWORDS and not key.startswith("with_")]
+    assert len(actions) == 1, f"which of {actions} is the module of {task.get('name', task)}?"
+    return actions[0]
+
+
+def all_tasks() -> list[tuple[str, dict[str, Any]]]:
+    found = []
+    for path in yaml_files():
+        content = load(path)
+        is_playbook = isinstance(content, list) and not is_task_file(path)
+        if is_playbook:
+            assert all({"hosts", "import_playbook", "ansible.builtin.import_playbook"} & set(play) for play in content)
+        if is_playbook or is_task_file(path):
+            found += [(named(path), task) for task in tasks_in(content)]
+    return found
+
+
+def values_of(content: Any, key: str) -> Iterator[Any]:
+    """Every value under `key`, however deep."""
+    if isinstance(content, dict):
+        yield from (value for name, value in content.items() if name == key)
+        for value in content.values():
+            yield from values_of(value, key)
+    elif isinstance(content, list):
+        for value in content:
+            yield from values_of(value, key)
+
+
+def test_the_playbooks_and_the_roles_have_tasks() -> None:
+    assert {path.stem for path in (ROOT / "playbooks").glob("*.yml")} >= PLAYBOOKS
+    with_tasks = {where for where, _ in all_tasks()}
+    for role in ROLES:
+        assert [where for where in with_tasks if where.startswith(f"roles/{role}/tasks/")], f"{role} does nothing"
+
+
+def test_every_task_names_its_module_in_full() -> None:
+    short = [(where, action_of(task)) for where, task in all_tasks() if action_of(task).count(".") < 2]
+    assert short == []
+
+
+def test_roles_are_named_in_full() -> None:
+    used = [
+        (where, task[action]["name"])
+        for where, task in all_tasks()
+        for action in ("ansible.builtin.include_role", "ansible.builtin.import_role")
+        if action in task
+    ]
+    for path in yaml_files():
+        content = load(path)
+        if isinstance(content, list) and not is_task_file(path):
+            for listed in values_of(content, "roles"):
+                used += [(named(path), role if isinstance(role, str) else role["role"]) for role in listed]
+    assert used, "no playbook uses a role"
+    assert [(where, role) for where, role in used if role.count(".") < 2 and "{{" not in role] == []
+
+
+def test_no_task_runs_a_shell() -> None:
+    shells = [(where, action) for where, task in all_tasks() for action in task if action.rpartition(".")[2] in SHELLS]
+    assert shells == []
+
+
+def test_a_command_says_when_it_changed_something() -> None:
+    silent = [
+        (where, task.get("name"))
+        for where, task in all_tasks()
+        if action_of(task) in ("ansible.builtin.command", "ansible.builtin.script") and "changed_when" not in task
+    ]
+    assert silent == []
+
+
+def test_no_error_is_ignored() -> None:
+    ignored = [named(path) for path in yaml_files() for _ in values_of(load(path), "ignore_errors")]
+    assert ignored == []
+
+
+def test_the_searches_above_find_what_they_look_for() -> None:
+    plays = yaml.safe_load(
+        """
+        - hosts: all
+          roles: [node]
+          tasks:
+            - name: A block
+              block:
+                - {name: Deep, shell: ls, ignore_errors: true, register: out}
+              rescue:
+                - {name: Fine, ansible.builtin.command: ls, changed_when: false, loop: [1]}
+        """
+    )
+    assert [action_of(task) for task in tasks_in(plays)] == ["shell", "ansible.builtin.command"]
+    assert list(values_of(plays, "ignore_errors")) == [True]
+    assert list(values_of(plays, "roles")) == [["node"]]
+
+
+# --- 5. words, and habits of Python ----------------------------------------------------------------------------------
+
+# Spelt in two parts, so that this file may be searched as well. Names that others gave their things stay.
+UNWANTED = re.compile(r"(?<!post)(?<!control)mas" + r"ter|sla" + r"ve", re.IGNORECASE)
+
+
+def test_words() -> None:
+    assert UNWANTED.search("the Mas" + "ter")
+    assert not UNWANTED.search("postmaster.pid, ControlMaster")
+    found = []
+    for path in text_files():
+        if UNWANTED.search(named(path)):
+            found.append(named(path))
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+            if UNWANTED.search(line):
+                found.append(f"{named(path)}:{number}")
+    assert found == []
+
+
+def ends_in_raise(handler: ast.ExceptHandler) -> bool:
+    return isinstance(handler.body[-1], ast.Raise) and handler.body[-1].exc is None
+
+
+@pytest.mark.parametrize("path", PYTHON, ids=named)
+def test_python_habits(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    lines = [line for line in text.splitlines()[:4] if not line.startswith("#!")]
+    assert lines[0] == "# Copyright: (c) 2026, hotspare contributors"
+    assert lines[2] == "# SPDX-License-Identifier: GPL-3.0-or-later"
+    assert "\nfrom __future__ import annotations\n" in text
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.ExceptHandler) and not ends_in_raise(node):
+            caught = ast.unparse(node.type) if node.type else "everything"
+            assert caught not in ("everything", "Exception", "BaseException"), f"line {node.lineno}: a blanket except"
+        if isinstance(node, ast.Attribute):
+            name = ast.unparse(node)
+            assert name != "time.time", f"line {node.lineno}: a deadline wants time.monotonic()"
+            assert not re.fullmatch(r"pytest\.(mark\.)?(skip|skipif|xfail|importorskip)", name), (
+                f"line {node.lineno}: a test that may not run"
+            )
