@@ -62,7 +62,7 @@ class ControlData:
 
 
 def parse(text: str) -> ControlData:
-    """What pg_controldata of PostgreSQL 13 or later printed in the C locale; ValueError names the line that is wrong."""
+    """What pg_controldata (PostgreSQL 13 or later, C locale) printed; ValueError names the line that is wrong."""
     lines = {label.strip(): value.strip() for label, _, value in (line.partition(":") for line in text.splitlines())}
     values = {}
     for field, (label, convert) in _LINES.items():
