@@ -23,8 +23,8 @@ options:
   bin_directory:
     description:
       - Where the server's programs are.
-      - The default is V(/usr/lib/postgresql/VERSION/bin) of the version that made O(data_directory), or of the newest version
-        that is installed when there is no data yet.
+      - The default is V(/usr/lib/postgresql/VERSION/bin) of the version that made O(data_directory), or of the newest
+        version that is installed when there is no data yet.
     type: path
   port:
     description: The port of the server, which also names its unix socket.
@@ -43,8 +43,8 @@ options:
   service:
     description:
       - The systemd unit that runs the server, for example V(postgresql@17-main).
-      - Without it C(pg_ctl) starts and stops the server, and its log goes to a file beside O(data_directory) whose name ends in
-        C(.log).
+      - Without it C(pg_ctl) starts and stops the server, and its log goes to a file beside O(data_directory) whose
+        name ends in C(.log).
     type: str
   account:
     description:
@@ -53,13 +53,13 @@ options:
     type: str
     default: postgres
   slot_prefix:
-    description: Replication slots whose name starts with this are managed by this collection, all others are never touched.
+    description: Replication slots whose name starts with this are managed by this collection, others are never touched.
     type: str
     default: hotspare_
 requirements:
   - Python 3.9 or later, PostgreSQL 13 or later
   - psycopg2 2.8 or later, only for a server that runs
 notes:
-  - Run it as root (C(become=true)), since it may need C(systemctl). It becomes O(account) for each program and each connection.
-    It can run as O(account) itself where no systemd unit is involved.
+  - Run it as root (C(become=true)), since it may need C(systemctl). It becomes O(account) for each program and each
+    connection. It can run as O(account) itself where no systemd unit is involved.
 """

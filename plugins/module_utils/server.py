@@ -303,8 +303,8 @@ def connect(
         theirs = _data_directory_of(connection, where)
         if os.path.realpath(theirs) != os.path.realpath(instance.data_directory):
             raise ConnectFailed(
-                f"port {instance.port} in {instance.socket_directory} belongs to the server of {theirs}, not to that of "
-                f"{instance}: mend `port` or `socket_directory`",
+                f"port {instance.port} in {instance.socket_directory} belongs to the server of {theirs}, not to that "
+                f"of {instance}: mend `port` or `socket_directory`",
                 "other",
             )
         stack.pop_all()
@@ -408,8 +408,8 @@ def checkpoint_primary(instance: Instance, timeout: float) -> bool:
             cursor.execute("CHECKPOINT")
         except psycopg2.Error as error:
             raise HotspareError(
-                f"CHECKPOINT on {instance} failed within {timeout:g} seconds: {str(error).strip()}; see its disk's load, "
-                "or allow it more time"
+                f"CHECKPOINT on {instance} failed within {timeout:g} seconds: {str(error).strip()}; see its disk's "
+                "load, or allow it more time"
             ) from error
     return True
 
@@ -445,8 +445,8 @@ def stop(instance: Instance, mode: str = "fast", timeout: float = 60) -> dict[st
         if seconds > timeout:
             raise HotspareError(
                 f"PostgreSQL of {instance} did not stop within {timeout:g} seconds: process {pid} is there and "
-                f"pg_control says '{control.state}'; see its log for what holds it (a busy archiver, a frozen standby), "
-                "then run this again",
+                f"pg_control says '{control.state}'; see its log for what holds it (a busy archiver, a frozen "
+                "standby), then run this again",
                 node=summary(instance),
             )
         time.sleep(POLL_SECONDS)
@@ -659,8 +659,8 @@ def set_standby_signal(instance: Instance, wanted: bool) -> bool:
         return False
     if process_id(instance) is not None:
         raise HotspareError(
-            f"standby.signal of {instance} was left as it is, since the server runs and its next start would change its "
-            "role: stop it first"
+            f"standby.signal of {instance} was left as it is, since the server runs and its next start would change "
+            "its role: stop it first"
         )
     path = instance.path("standby.signal")
     return write_durably(path, "", account=instance.account) if wanted else remove_durably(path)
@@ -807,8 +807,8 @@ def role_refusal(
         )
     if standby_signal and control_state != "shut down":
         return (
-            f"standby.signal is there and pg_control says '{control_state}' instead of 'shut down': only a primary that "
-            "was stopped cleanly can be one again without promotion, so use pg_promote or pg_rebuild"
+            f"standby.signal is there and pg_control says '{control_state}' instead of 'shut down': only a primary "
+            "that was stopped cleanly can be one again without promotion, so use pg_promote or pg_rebuild"
         )
     if control_state not in ("shut down", "shutting down", "in production", "in crash recovery"):
         return f"pg_control says '{control_state}': it last was a standby, and only pg_promote makes a primary of one"
@@ -894,7 +894,8 @@ def _require_start_role(instance: Instance, role: str | None, stop_mode: str | N
         coming = "standby" if has_signal(instance, "standby.signal") else "primary"
         if role is None and coming != actual:
             raise HotspareError(
-                f"PostgreSQL of {instance} runs as a {actual} and would come up as a {coming}: say which `role` is meant"
+                f"PostgreSQL of {instance} runs as a {actual} and would come up as a {coming}: say which `role` is "
+                "meant"
             )
         role = role or actual
         after_fast = {"primary": "shut down", "standby": "shut down in recovery"}

@@ -10,17 +10,17 @@ module: pg_server
 short_description: Start or stop a PostgreSQL server in the role that is meant
 version_added: 0.1.0
 description:
-  - Starts, stops or restarts one PostgreSQL server, and returns what C(pg_control) says after a stop, which is what a cutover
-    has to prove against.
-  - It never starts a server as a primary unless O(role=primary) says so, since a second primary writes the same timeline and the
-    same WAL file names as the first.
+  - Starts, stops or restarts one PostgreSQL server, and returns what C(pg_control) says after a stop, which is what a
+    cutover has to prove against.
+  - It never starts a server as a primary unless O(role=primary) says so, since a second primary writes the same
+    timeline and the same WAL file names as the first.
 options:
   state:
     description:
-      - With V(started) the server runs and takes connections. A standby that still lacks the WAL to become consistent runs only,
-        see RV(node.accepting).
-      - With V(stopped) C(pg_control) says that it is shut down and connections are refused. Its process may remain for a while,
-        until the last WAL is archived.
+      - With V(started) the server runs and takes connections. A standby that still lacks the WAL to become consistent
+        runs only, see RV(node.accepting).
+      - With V(stopped) C(pg_control) says that it is shut down and connections are refused. Its process may remain for
+        a while, until the last WAL is archived.
       - With V(restarted) it is stopped, if it runs, and started.
       - With V(running) nothing is done, but it is an error if the server does not run.
     type: str
@@ -30,23 +30,24 @@ options:
     description:
       - What the server comes up as, or is when it runs already. Not looked at with O(state=stopped).
       - A V(standby) is started only if C(standby.signal) and C(primary_conninfo) are there.
-      - A V(primary) is started only if it last was one. If it was shut down cleanly, a C(standby.signal) is removed first, which
-        undoes the preparation of a cutover that was given up.
-      - Without it a server with C(standby.signal) is started, a server without it is refused. A server that runs is restarted in
-        the role that it has.
+      - A V(primary) is started only if it last was one. If it was shut down cleanly, a C(standby.signal) is removed
+        first, which undoes the preparation of a cutover that was given up.
+      - Without it a server with C(standby.signal) is started, a server without it is refused. A server that runs is
+        restarted in the role that it has.
     type: str
     choices: [primary, standby]
   mode:
     description:
       - How to stop. V(fast) disconnects the clients, writes a checkpoint and sends all WAL to the standbys that answer.
-      - V(immediate) is a crash. The server is not cleanly shut down afterwards, so this is for a server that is given up.
+      - V(immediate) is a crash. The server is not cleanly shut down afterwards, so this is for a server that is given
+        up.
     type: str
     choices: [fast, immediate]
     default: fast
   checkpoint:
     description:
-      - Make a C(CHECKPOINT) on a running primary first. Before a stop it makes the stop short, and after a promotion it is needed
-        before C(pg_rewind) looks at this server.
+      - Make a C(CHECKPOINT) on a running primary first. Before a stop it makes the stop short, and after a promotion
+        it is needed before C(pg_rewind) looks at this server.
       - It does not count as a change, and is not made in check mode.
     type: bool
     default: false
@@ -161,7 +162,8 @@ shutdown:
     clean:
       description:
         - Whether it was shut down cleanly, as a primary or as a standby.
-        - It does not say that a standby has everything. For that its position must be greater than RV(shutdown.checkpoint_lsn).
+        - It does not say that a standby has everything. For that its position must be greater than
+          RV(shutdown.checkpoint_lsn).
       type: bool
       returned: always
       sample: true
@@ -197,7 +199,8 @@ log:
   elements: str
   sample: ["FATAL:  could not map anonymous shared memory: Cannot allocate memory"]
 kind:
-  description: Why there was no connection, one of V(refused), V(starting), V(shutting_down), V(auth), V(timeout), V(other).
+  description:
+    - Why there was no connection, one of V(refused), V(starting), V(shutting_down), V(auth), V(timeout), V(other).
   returned: when a connection failed
   type: str
   sample: timeout

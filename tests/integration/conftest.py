@@ -419,7 +419,7 @@ def _send(signal_number: int, pids: list[int]) -> None:
 
 
 def _processes_under(directory: str) -> list[int]:
-    """Processes that work in this directory or below: a server's are in its data directory, whatever its name is now."""
+    """Processes that work in this directory or below; a server's work in its data directory, even a renamed one."""
     found = []
     with as_account(ACCOUNT):  # in a container root may not look at other accounts' processes
         for entry in Path("/proc").iterdir():
