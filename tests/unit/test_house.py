@@ -23,7 +23,7 @@ NAMESPACE = "hotspare.postgresql"
 UTILS = f"ansible_collections.{NAMESPACE}.plugins.module_utils"
 
 # Each module, and the unit test of the library it calls. Its integration test is always
-# tests/integration/test_<module>.py, where a test whose name has `four_steps` walks through
+# tests/integration/test_<module>.py, where the fixture `four_steps` takes it through
 # check mode, real, check mode again, real again.
 UNIT_TESTS = {
     "pg_promote": "test_promotion",
@@ -100,7 +100,7 @@ def claims(function: ast.FunctionDef) -> bool:
     )
 
 
-def cases_of(path: Path) -> list[str]:
+def cases(path: Path) -> list[str]:
     assert path.is_file(), f"{named(path)} is missing"
     functions = [node for node in ast.walk(tree(path)) if isinstance(node, ast.FunctionDef)]
     return [node.name for node in functions if node.name.startswith("test_") and claims(node)]
@@ -113,7 +113,7 @@ def test_every_module_is_listed_with_its_tests() -> None:
 @pytest.mark.parametrize("module", sorted(UNIT_TESTS))
 def test_a_module_has_unit_tests_of_the_library_it_calls(module: str) -> None:
     path = ROOT / "tests" / "unit" / f"{UNIT_TESTS[module]}.py"
-    assert cases_of(path), f"{named(path)} has no test"
+    assert cases(path), f"{named(path)} has no test"
     called = {name for name in imported(tree(ROOT / f"plugins/modules/{module}.py")) if name.startswith(UTILS + ".")}
     tested = imported(tree(path))
     library = UNIT_TESTS[module].replace("test_", f"{UTILS}.", 1)
@@ -121,19 +121,38 @@ def test_a_module_has_unit_tests_of_the_library_it_calls(module: str) -> None:
     assert library in tested, f"{named(path)} does not import {library}"
 
 
+def walked_through_four_steps(module: ast.Module) -> set[str]:
+    """Names that tests give to the fixture four_steps, spelt out or by a constant of the file."""
+    constants = {
+        ast.unparse(node.targets[0]): node.value
+        for node in module.body
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)
+    }
+    tests = [node for node in ast.walk(module) if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")]
+    calls = [
+        node
+        for test in tests
+        if "four_steps" in {argument.arg for argument in test.args.args}
+        for node in ast.walk(test)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "four_steps" and node.args
+    ]
+    given = [constants.get(ast.unparse(call.args[0]), call.args[0]) for call in calls]
+    return {str(name.value) for name in given if isinstance(name, ast.Constant)}
+
+
 @pytest.mark.parametrize("module", sorted(UNIT_TESTS))
 def test_a_module_has_integration_tests_and_a_check_mode_case(module: str) -> None:
     path = ROOT / "tests" / "integration" / f"test_{module}.py"
-    tests = cases_of(path)
-    assert [name for name in tests if "four_steps" in name], f"{named(path)} has no test_..four_steps.. that asserts"
-    words = {node.value for node in ast.walk(tree(path)) if isinstance(node, ast.Constant)}
-    assert words & {module, f"{NAMESPACE}.{module}"}, f"{named(path)} never names {module}"
+    assert cases(path), f"{named(path)} has no test"
+    assert module in walked_through_four_steps(tree(path)), (
+        f"{named(path)} has no test that calls four_steps({module!r})"
+    )
 
 
 def test_every_library_has_a_unit_test_that_imports_it() -> None:
     tested = set()
     for path in (ROOT / "tests" / "unit").glob("test_*.py"):
-        if path != Path(__file__).resolve() and cases_of(path):
+        if path != Path(__file__).resolve() and cases(path):
             tested |= imported(tree(path))
     assert [name for name in sorted(names("plugins/module_utils")) if f"{UTILS}.{name}" not in tested] == []
 
@@ -345,6 +364,8 @@ def test_the_searches_above_find_what_they_look_for() -> None:
     assert [action_of(task) for task in tasks_in(plays)] == ["shell", "ansible.builtin.command"]
     assert list(values_of(plays, "ignore_errors")) == [True]
     assert list(values_of(plays, "roles")) == [["node"]]
+    tests = ast.parse("M = 'pg_a'\ndef test_a(four_steps): four_steps(M, {})\ndef test_b(): four_steps('pg_b')")
+    assert walked_through_four_steps(tests) == {"pg_a"}
 
 
 # --- 5. words, and habits of Python ----------------------------------------------------------------------------------
