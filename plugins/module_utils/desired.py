@@ -55,6 +55,28 @@ class Desired:
     wait_for: WaitFor | None = None
 
 
+def desired_from_params(params: Mapping[str, Any]) -> Desired:
+    """From the options of the module pg_replication_state; HotspareError for what cannot be meant."""
+    upstream, wait_for = params["upstream"], params["wait_for"]
+    if upstream is not None:
+        given = dict(upstream)
+        extra = {name: str(value) for name, value in given.pop("parameters").items()}
+        forbidden = sorted({"password", *given} & set(extra))
+        if forbidden:
+            raise HotspareError(
+                f"upstream.parameters must not have {', '.join(forbidden)}: a password belongs in a file named by "
+                "upstream.passfile, the others have options of their own"
+            )
+        upstream = Upstream(**given, extra=extra)
+    if wait_for is not None:
+        wait_for = WaitFor(**wait_for)
+        try:
+            parse_lsn(wait_for.replayed_lsn or "0/0")
+        except ValueError as error:
+            raise HotspareError(f"wait_for.replayed_lsn: {error}") from error
+    return Desired(params["role"], upstream, params["slots"], wait_for)
+
+
 @dataclass(frozen=True)
 class Plan:
     """What will be done, or why nothing may be: with a refusal nothing is touched at all."""
@@ -161,7 +183,7 @@ def plan_slots(
 
 
 def ensure(instance: Instance, desired: Desired, *, timeout: float = 60, check_mode: bool = False) -> dict[str, Any]:
-    """Bring one node to the desired state; returns changed, node, unmet, before and after.
+    """Bring one node to the desired state; returns what the module pg_replication_state does.
 
     `timeout` (s) bounds each wait. Check mode makes the same plan and does not wait. HotspareError carries `node`.
     """
@@ -169,7 +191,6 @@ def ensure(instance: Instance, desired: Desired, *, timeout: float = 60, check_m
     upstream = desired.upstream
     files_differ = upstream is not None and state["data"] == "cluster" and upstream_differs(instance, upstream)
     todo = plan(state, desired, prefix=instance.slot_prefix, files_differ=files_differ)
-    result: dict[str, Any] = {"changed": todo.changed, "before": todo.before, "after": todo.after}
     if todo.refusals:
         raise HotspareError(f"nothing was changed on {instance}: {'; '.join(todo.refusals)}", node=state)
     if not check_mode and todo.changed:
@@ -184,8 +205,10 @@ def ensure(instance: Instance, desired: Desired, *, timeout: float = 60, check_m
         state = read_state(instance)
     if desired.wait_for is not None and not check_mode:
         state = wait_until(instance, desired.wait_for, upstream=upstream, timeout=timeout, state=state)
-    left = unmet(state, desired.wait_for, upstream) if desired.wait_for is not None else []
-    return {**result, "node": state, "unmet": left}
+    result = {"changed": todo.changed, "node": state, "diff": {"before": todo.before, "after": todo.after}}
+    if desired.wait_for is not None:
+        result["unmet"] = unmet(state, desired.wait_for, upstream)
+    return result
 
 
 def _write_upstream(instance: Instance, upstream: Upstream, *, running: bool, timeout: float) -> None:
@@ -207,7 +230,7 @@ def _write_upstream(instance: Instance, upstream: Upstream, *, running: bool, ti
             source = ((state["settings"] or {}).get("primary_conninfo") or {}).get("sourcefile") or "nowhere"
             raise HotspareError(
                 f"{instance} has not taken its upstream within {timeout:g} s after {instance.upstream_file} was "
-                f"written and the server reloaded: primary_conninfo comes from {source}; see what overrides it in `problems`",
+                f"written and the server reloaded: its primary_conninfo comes from {source}, see `problems`",
                 node=state,
             )
         time.sleep(POLL_SECONDS)

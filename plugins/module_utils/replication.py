@@ -45,9 +45,10 @@ SETTINGS = (
     " idle_replication_slot_timeout listen_addresses max_connections max_locks_per_transaction"
     " max_prepared_transactions max_replication_slots max_slot_wal_keep_size max_standby_streaming_delay"
     " max_wal_senders max_wal_size max_worker_processes port primary_conninfo primary_slot_name"
-    " recovery_min_apply_delay recovery_target_timeline restore_command sync_replication_slots synchronized_standby_slots"
-    " synchronous_commit synchronous_standby_names wal_keep_size wal_level wal_log_hints wal_receiver_status_interval"
-    " wal_receiver_timeout wal_retrieve_retry_interval wal_sender_timeout"
+    " recovery_min_apply_delay recovery_target_timeline restore_command sync_replication_slots"
+    " synchronized_standby_slots synchronous_commit synchronous_standby_names wal_keep_size wal_level"
+    " wal_log_hints wal_receiver_status_interval wal_receiver_timeout wal_retrieve_retry_interval"
+    " wal_sender_timeout"
 ).split()
 COMMANDS = ("archive_command", "restore_command")  # may carry somebody's keys: shown as set or not, never as they are
 
