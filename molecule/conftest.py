@@ -22,6 +22,7 @@ import yaml
 RECAP = re.compile(
     r"^(\S+)\s+: ok=(\d+)\s+changed=(\d+)\s+unreachable=(\d+)\s+failed=(\d+)\s+skipped=(\d+)", re.MULTILINE
 )
+FATAL = re.compile(r"^(?:fatal|failed): \[.*?\].*? => (\{.*\})$", re.MULTILINE)
 
 # Runs in a container: every file that must not change, with mode, owner and content. Of a data directory only what
 # an administrator or the collection writes there, since the server itself writes the rest all the time.
@@ -79,6 +80,17 @@ class Play:
     @property
     def changed(self) -> int:
         return sum(host["changed"] for host in self.hosts.values())
+
+    @property
+    def messages(self) -> list[str]:
+        """What failed tasks said, once each."""
+        found = []
+        for match in FATAL.finditer(self.output):
+            result = json.loads(match[1])
+            for item in result.get("results") or [result]:
+                message = item.get("msg")
+                found += [message if isinstance(message, str) else json.dumps(message)]
+        return list(dict.fromkeys(found))
 
     def evaluations(self, host: str) -> int:
         """Tasks that were evaluated for a host: run or skipped."""
@@ -188,6 +200,20 @@ class Lab:
     def fingerprints(self, *nodes: str) -> dict[str, dict[str, Any]]:
         return {node: self.fingerprint(node) for node in nodes or self.addresses}
 
+    def differences(self, before: dict[str, dict[str, Any]]) -> dict[str, Any]:
+        """What has changed on the nodes since their fingerprints `before`."""
+        after = self.fingerprints(*before)
+        return {
+            f"{node}: {key}": (before[node].get(key), after[node].get(key))
+            for node in before
+            for key in sorted(before[node].keys() | after[node].keys())
+            if before[node].get(key) != after[node].get(key)
+        }
+
+    def wait_for_replay(self, node: str, lsn: str) -> None:
+        replayed = f"SELECT pg_last_wal_replay_lsn() >= '{lsn}'"
+        wait_for(lambda: self.sql(node, replayed) == "t", f"{node} has replayed {lsn}", 30)
+
 
 def find_json(output: str) -> dict[str, Any]:
     """The JSON document that a playbook printed, in whatever form its callback shows it."""
@@ -204,16 +230,6 @@ def find_json(output: str) -> dict[str, Any]:
             if isinstance(found, dict) and "nodes" in found:
                 return found
     raise AssertionError(f"no JSON with the nodes in: {output}")
-
-
-def differences(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
-    """What two fingerprints of the same nodes disagree on."""
-    return {
-        f"{node}: {key}": (before[node].get(key), after[node].get(key))
-        for node in before
-        for key in sorted(before[node].keys() | after[node].keys())
-        if before[node].get(key) != after[node].get(key)
-    }
 
 
 def wait_for(condition: Callable[[], bool], what: str, timeout: float = 60) -> None:
