@@ -102,7 +102,7 @@ class Lab:
 
     def __init__(self) -> None:
         self.directory = Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"])
-        self.inventory = os.environ["MOLECULE_INVENTORY_FILE"]
+        self.inventory = str(self.directory / "inventory")
         config = yaml.safe_load(Path(os.environ["MOLECULE_FILE"]).read_text(encoding="utf-8"))
         self.variables: dict[str, Any] = config["provisioner"]["inventory"]["group_vars"]["postgres"]
         self.addresses = {p["name"]: p["networks"][0]["ipv4_address"] for p in config["platforms"]}

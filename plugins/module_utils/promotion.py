@@ -331,7 +331,7 @@ def _checkpoint(instance: Instance, timeout: float, result: dict[str, Any]) -> N
         checkpoint_primary(instance, timeout)
     except HotspareError as error:
         raise HotspareError(
-            f"{instance.name} is the primary now, but its checkpoint is missing: run this again before anything is rewound"
-            f" from it ({error.message})",
+            f"{instance.name} is the primary now, but its checkpoint is missing: run this again before anything is"
+            f" rewound from it ({error.message})",
             **result,
         ) from error

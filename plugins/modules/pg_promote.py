@@ -9,17 +9,20 @@ module: pg_promote
 short_description: Make a PostgreSQL standby the primary, guarded
 version_added: 0.1.0
 description:
-  - Promotes a standby after it has been proved that it may be promoted. A server that is the primary already is left as it is.
-  - It refuses, and changes nothing, when the server is no running standby, when its replay is paused or delayed, when it
-    does not hold and has not replayed all that is required, when it belongs to another cluster or timeline, and when the
-    old primary still answers as a primary.
-  - All checks are made at once and returned. Check mode makes the same checks and the same waiting, and does not promote.
+  - Promotes a standby after it has been proved that it may be promoted. A server that is the primary already is left
+    as it is.
+  - It refuses, and changes nothing, when the server is no running standby, when its replay is paused or delayed, when
+    it does not hold and has not replayed all that is required, when it belongs to another cluster or timeline, and
+    when the old primary still answers as a primary.
+  - All checks are made at once and returned. Check mode makes the same checks and the same waiting, and does not
+    promote.
 options:
   require_lsn:
     description:
-      - The position of the primary's last record, for a planned cutover the latest checkpoint location of the stopped primary.
-      - The standby must hold, and have replayed, more than that. To stand at exactly this position is not enough, since a
-        record's position is where it starts.
+      - The position of the primary's last record, for a planned cutover the latest checkpoint location of the stopped
+        primary.
+      - The standby must hold, and have replayed, more than that. To stand at exactly this position is not enough,
+        since a record's position is where it starts.
       - Up to half of O(timeout) is waited for it.
       - Without it nobody knows how much the standby lacks, therefore O(force=true) is needed then.
     type: str
@@ -33,8 +36,8 @@ options:
     description:
       - The old primary, which is asked over the network whether it still is one. What is not given is taken from the
         upstream of the standby.
-      - No answer (refused, timed out, unreachable) is fine, and so is an answer as a standby. An answer that tells no role,
-        like a refused login or a server that is starting up, refuses without O(force=true).
+      - No answer (refused, timed out, unreachable) is fine, and so is an answer as a standby. An answer that tells no
+        role, like a refused login or a server that is starting up, refuses without O(force=true).
     type: dict
     suboptions:
       host:
@@ -51,15 +54,16 @@ options:
         type: path
   force:
     description:
-      - Promote although it is not known how much the standby lacks (no O(require_lsn)), or although the old primary answers
-        in a way that does not tell its role.
-      - It waives nothing that is known. An old primary that answers as a primary, a paused replay, another cluster or a
-        position that O(require_lsn) proves too old are refused all the same.
+      - Promote although it is not known how much the standby lacks (no O(require_lsn)), or although the old primary
+        answers in a way that does not tell its role.
+      - It waives nothing that is known. An old primary that answers as a primary, a paused replay, another cluster or
+        a position that O(require_lsn) proves too old are refused all the same.
     type: bool
     default: false
   timeout:
     description:
-      - Seconds. Half of it may go by in waiting for O(require_lsn), what is left of the whole in waiting for the promotion.
+      - Seconds. Half of it may go by in waiting for O(require_lsn), what is left of the whole in waiting for the
+        promotion.
       - The CHECKPOINT after the promotion may take as long again.
     type: int
     default: 60
@@ -138,7 +142,7 @@ seconds:
   sample: 0.041
 pending:
   description:
-    - The server was asked and did not become the primary within O(timeout). The request stays in force and the server may
+      description: The check, one of standby, system_identifier, timeline, replay, apply_delay, position or old_primary.
       become the primary at any moment, so the old primary must not be started.
   returned: always
   type: bool

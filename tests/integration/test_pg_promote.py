@@ -103,9 +103,7 @@ def test_a_server_that_cannot_be_asked_is_refused(pair, stopped, refuse):
     pair.standby.sql("ALTER SYSTEM SET hot_standby = off")
     pair.standby.stop()
     pair.standby.start()
-    refuse(
-        {**stopped, "force": True}, ["replay", "apply_delay", "position"], "replay is in a state that is not known"
-    )
+    refuse({**stopped, "force": True}, ["replay", "apply_delay", "position"], "replay is in a state that is not known")
 
 
 def test_a_paused_replay_is_refused(pair, stopped, refuse):

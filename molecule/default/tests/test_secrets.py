@@ -90,8 +90,7 @@ def test_the_second_cluster_stands_beside_the_first(lab, built):
 def test_the_password_is_used(lab, built):
     # What follows proves nothing if the password is not needed: all connections of replication come by scram.
     rules = (
-        "SELECT DISTINCT auth_method FROM pg_hba_file_rules"
-        " WHERE 'replication' = ANY (database) AND type LIKE 'host%'"
+        "SELECT DISTINCT auth_method FROM pg_hba_file_rules WHERE 'replication' = ANY (database) AND type LIKE 'host%'"
     )
     assert lab.sql(lab.one, rules, port=5434) == "scram-sha-256"
     assert lab.sql(lab.one, "SHOW log_statement", port=5434) == "all"
