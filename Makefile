@@ -13,21 +13,22 @@ SHELL := /bin/bash
 export PYTHON ?= /usr/bin/python3
 export PATH := $(CURDIR)/.cache/venv/bin:$(PATH)
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
+export ANSIBLE_HOME := $(CURDIR)/.cache/ansible
 
 VENV := .cache/venv/.installed
 COLLECTION := .cache/collections/ansible_collections/hotspare/postgresql
 SUITE ?= trixie
 
-.PHONY: help venv lab demo test unit integration gates molecule molecule-% matrix bench clean
+.PHONY: help venv lab demo test unit integration gates molecule matrix bench clean
 
 help:
-	@sed -n 's/^# \?//p' Makefile | head -n 7
+	@sed -n 's/^# \?//p' Makefile | head -n 6
 
 venv: $(VENV) $(COLLECTION)
 
 $(VENV): requirements-dev.txt
 	lab/prerequisites python
-	$(PYTHON) -m venv --clear .cache/venv
+	$(PYTHON) -m venv .cache/venv
 	pip install -qq -r requirements-dev.txt
 	touch $@
 
@@ -44,7 +45,7 @@ demo: venv lab
 	lab/demo up $(SUITE)
 	ansible-playbook -i inventories/demo site.yml
 	ansible-playbook -i inventories/demo status.yml
-	cat lab/demo-next.txt
+	lab/demo next
 
 test:
 	lab/test

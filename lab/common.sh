@@ -18,10 +18,10 @@ machine_options() {
         --security-opt seccomp=unconfined --security-opt apparmor=unconfined
 }
 
-remove_containers() { # remove_containers FILTER
-    docker ps --all --quiet --filter "$1" | xargs --no-run-if-empty docker rm --force --volumes >/dev/null
+remove_containers() { # remove_containers FILTER; a lab machine carries the label project=hotspare-lab
+    docker ps --all --quiet --filter label=project=hotspare-lab --filter "$1" | xargs --no-run-if-empty docker rm --force --volumes >/dev/null
 }
 
 remove_networks() { # remove_networks FILTER
-    docker network ls --quiet --filter "$1" | xargs --no-run-if-empty docker network rm >/dev/null
+    docker network ls --quiet --filter label=project=hotspare-lab --filter "$1" | xargs --no-run-if-empty docker network rm >/dev/null
 }
