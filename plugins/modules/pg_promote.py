@@ -77,7 +77,7 @@ attributes:
     description: There is no difference in text to show.
     support: none
 author:
-  - hotspare contributors
+  - hotspare contributors (@hotspare)
 """
 
 EXAMPLES = r"""
@@ -142,8 +142,8 @@ seconds:
   sample: 0.041
 pending:
   description:
-      description: The check, one of standby, system_identifier, timeline, replay, apply_delay, position or old_primary.
-      become the primary at any moment, so the old primary must not be started.
+    - The server was asked and did not become the primary within O(timeout). The request stays in force and the server
+      may become the primary at any moment, so the old primary must not be started.
   returned: always
   type: bool
   sample: false
