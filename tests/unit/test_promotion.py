@@ -6,12 +6,15 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
+import psycopg2
 import pytest
 from ansible_collections.hotspare.postgresql.plugins.module_utils import promotion
 from ansible_collections.hotspare.postgresql.plugins.module_utils.promotion import (
     OldPrimarySeen,
+    PromotionPending,
     PromotionRefused,
     Wanted,
     checks,
@@ -293,3 +296,49 @@ def test_a_stopped_server_is_refused_without_a_look(monkeypatch):
     monkeypatch.setattr(promotion, "read_state", lambda instance: standby(role="stopped", lsn=None, replay=None))
     with pytest.raises(PromotionRefused, match="start it as a standby first"):
         promotion.promote(INSTANCE, WANTED)
+
+
+# Asking --------------------------------------------------------------------------------------------------------------
+
+
+class Sleeper(Walsender):
+    """A standby whose startup process leaves recovery at its third SIGHUP only."""
+
+    def __init__(self) -> None:
+        super().__init__({})
+        self.asked: list[tuple[str, float]] = []
+
+    def execute(self, command):
+        self.asked.append((command, time.monotonic()))
+        self.answers = {
+            "SELECT pg_promote(false)": True,
+            "SELECT pg_is_in_recovery()": self.reloads() < 3,
+            "SELECT pg_reload_conf()": True,
+        }
+        super().execute(command)
+
+    def reloads(self):
+        return sum(command == "SELECT pg_reload_conf()" for command, _ in self.asked)
+
+
+def test_a_sleeping_startup_process_is_woken_again_and_again(monkeypatch):
+    server = Sleeper()
+    monkeypatch.setattr(promotion, "connect", lambda instance: server)
+    promotion._ask_and_wait(INSTANCE, time.monotonic() + 5, 5, {})
+    assert server.asked[0][0] == "SELECT pg_promote(false)"
+    kicks = [at - server.asked[0][1] for command, at in server.asked if command == "SELECT pg_reload_conf()"]
+    assert len(kicks) == 3
+    assert kicks[0] >= promotion.KICK_FIRST
+    assert kicks[2] >= promotion.KICK_FIRST + 2 * promotion.KICK_EVERY
+    assert server.closed
+
+
+def test_a_lost_connection_leaves_the_request_in_force(monkeypatch):
+    class Gone(Walsender):
+        def execute(self, command):
+            raise psycopg2.OperationalError("server closed the connection unexpectedly")
+
+    monkeypatch.setattr(promotion, "connect", lambda instance: Gone({}))
+    with pytest.raises(PromotionPending, match="do not start the old primary") as caught:
+        promotion._ask_and_wait(INSTANCE, time.monotonic() + 5, 5, {"changed": True})
+    assert caught.value.facts == {"changed": True, "pending": True}
