@@ -231,6 +231,10 @@ def _postmaster_status(instance: Instance) -> str:
     return lines[7].strip() if len(lines) > 7 else ""
 
 
+def _is_stopping(instance: Instance) -> bool:
+    return process_id(instance) is not None and _postmaster_status(instance) == "stopping"
+
+
 def read_control(instance: Instance) -> ControlData:
     """pg_control of this node, by pg_controldata; HotspareError when it cannot be read."""
     return controldata.read(instance.bin_directory, instance.data_directory, instance.account)
@@ -460,7 +464,7 @@ def start(instance: Instance, timeout: float = 60) -> dict[str, Any]:
     Looks at no role: see `role_refusal`.
     """
     began = time.monotonic()
-    while process_id(instance) is not None and _postmaster_status(instance) == "stopping":
+    while _is_stopping(instance):
         if time.monotonic() - began > timeout:
             raise HotspareError(
                 f"the former server of {instance} did not end within {timeout:g} seconds, so it was not started again: "
@@ -470,14 +474,19 @@ def start(instance: Instance, timeout: float = 60) -> dict[str, Any]:
         time.sleep(POLL_SECONDS)
     if process_id(instance) is None:
         _launch(instance, max(1.0, timeout - (time.monotonic() - began)))
+    return _await_connections(instance, began, timeout)
+
+
+def _await_connections(instance: Instance, began: float, timeout: float) -> dict[str, Any]:
     detail = "it is starting"
     while True:
         launching = _unit_state(instance) in ("activating", "deactivating")  # before the process is looked for
         pid = process_id(instance)
         if pid is None and not launching:
             log = log_tail(instance)
-            last = log[-1] if log else "its log is empty"
-            raise HotspareError(f"PostgreSQL of {instance} did not start: {last}; see `log`", log=log)
+            fatal = [line for line in log if re.search("FATAL|PANIC|could not", line)] or log
+            reason = fatal[-1] if fatal else "its log is empty"
+            raise HotspareError(f"PostgreSQL of {instance} did not start: {reason}; see `log`", log=log)
         if pid is not None and _postmaster_status(instance) in ("ready", "standby"):
             try:
                 connect(instance).close()
@@ -835,10 +844,12 @@ def bring_to(
         raise HotspareError(
             f"{instance} holds no PostgreSQL cluster but is {kind}: mend `data_directory`, or seed it with pg_rebuild"
         )
-    running = process_id(instance) is not None
+    pid = process_id(instance)
+    # One that has shut down and only waits for its archiver is stopped, for `stop` as for us.
+    running = pid is not None and not (_is_stopping(instance) and read_control(instance).state in CLEAN_STATES)
     if state == "running" and not running:
         raise HotspareError(f"PostgreSQL of {instance} does not run: start it with `state: started`")
-    if not running:
+    if pid is None:
         orphans = processes(instance)
         if orphans:
             raise HotspareError(
@@ -861,10 +872,12 @@ def bring_to(
         control = read_control(instance)
         shutdown = _shutdown({"control": control, "clean": control.state in CLEAN_STATES, "seconds": 0.0})
     accepting = None
-    if state in ("started", "restarted") and not check_mode:
-        if starts:
-            _take_role(instance, role, began + timeout)
+    if starts and not check_mode:
+        _take_role(instance, role, time.monotonic() + timeout)
         accepting = start(instance, timeout)["accepting"]
+    elif state == "started" and not check_mode:
+        # Only waited for: if somebody stops it just now, a start would be one whose role nobody looked at.
+        accepting = _await_connections(instance, time.monotonic(), timeout)["accepting"]
     return {
         "changed": starts or stops,
         "node": {**summary(instance), "accepting": accepting},

@@ -1,0 +1,363 @@
+# Copyright: (c) 2026, hotspare contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""pg_server against real servers: what it does, what it reports, and what it refuses to start."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+
+import pytest
+
+CLEAN_STATE = {"primary": "shut down", "standby": "shut down in recovery"}
+
+
+def real(node):
+    """What is really there: is it alive and since when, what says pg_control, is it marked as a standby."""
+    running = node.running
+    return (
+        running,
+        node.postmaster if running else None,
+        node.control("Database cluster state"),
+        (node.data / "standby.signal").exists(),
+    )
+
+
+def recovery(node):
+    return node.sql("SELECT pg_is_in_recovery()")
+
+
+# --- the four steps: check, real, check again, real again ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("role", ["primary", "standby"])
+def test_stopped(pair, four_steps, role):
+    node = getattr(pair, role)
+    check, done, *again = four_steps("pg_server", {**node.params, "state": "stopped"}, lambda: real(node))
+    assert not node.running
+    assert node.control("Database cluster state") == CLEAN_STATE[role]
+    assert check["shutdown"] is None
+    for result in (done, *again):
+        assert result["shutdown"]["clean"] is True
+        assert result["shutdown"]["state"] == CLEAN_STATE[role]
+        assert result["shutdown"]["checkpoint_lsn"] == node.control("Latest checkpoint location")
+        assert result["shutdown"]["timeline"] == 1
+    assert again[-1]["node"]["running"] is False
+    assert again[-1]["node"]["control"]["state"] == CLEAN_STATE[role]
+
+
+@pytest.mark.parametrize("role", ["primary", "standby"])
+def test_started(pair, four_steps, role):
+    node = getattr(pair, role)
+    node.stop()
+    arguments = {**node.params, "state": "started", "role": role}
+    _check, done, *_again = four_steps("pg_server", arguments, lambda: real(node)[:2])
+    assert recovery(node) == ("t" if role == "standby" else "f")
+    assert done["node"]["accepting"] is True
+    assert done["node"]["process_id"] == node.postmaster
+    assert done["shutdown"] is None
+
+
+def test_a_standby_needs_no_word_about_its_role(pair, run_module):
+    pair.standby.stop()
+    assert run_module("pg_server", pair.standby.params)["changed"] is True
+    assert recovery(pair.standby) == "t"
+
+
+@pytest.mark.parametrize("role", ["primary", "standby"])
+def test_restarted(pair, run_module, role):
+    node = getattr(pair, role)
+    arguments = {**node.params, "state": "restarted"}
+    for _ in range(2):  # it is an act, not a state: each real run restarts
+        before = real(node)
+        assert run_module("pg_server", arguments, check=True)["changed"] is True
+        assert real(node) == before
+        result = run_module("pg_server", arguments)
+        assert result["changed"] is True
+        assert result["shutdown"]["clean"] is True
+        assert node.running and node.postmaster != before[1]
+        assert recovery(node) == ("t" if role == "standby" else "f")
+
+
+def test_restarted_starts_what_does_not_run(pair, run_module):
+    pair.primary.stop()
+    result = run_module("pg_server", {**pair.primary.params, "state": "restarted", "role": "primary"})
+    assert result["changed"] is True and result["shutdown"] is None
+    assert recovery(pair.primary) == "f"
+
+
+def test_running_changes_nothing(pair, run_module):
+    before = real(pair.primary)
+    for check in (True, False, True, False):
+        result = run_module("pg_server", {**pair.primary.params, "state": "running", "role": "primary"}, check=check)
+        assert result["changed"] is False
+        assert result["node"]["running"] is True
+        assert real(pair.primary) == before
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_running_fails_when_it_does_not(pair, run_module, check):
+    pair.primary.stop()
+    result = run_module("pg_server", {**pair.primary.params, "state": "running"}, check=check)
+    assert result["failed"] and "does not run" in result["msg"]
+    assert not pair.primary.running
+
+
+# --- roles ----------------------------------------------------------------------------------------------------------
+
+
+def refused(run_module, node, arguments, part):
+    """The module refuses, in check mode and for real, says why, and leaves all as it was."""
+    before = real(node)
+    for check in (True, False):
+        result = run_module("pg_server", {**node.params, **arguments}, check=check)
+        assert result.get("failed"), result
+        assert part in result["msg"]
+        assert result["msg"].count("\n") == 0
+        assert real(node) == before
+
+
+def test_refuses_a_primary_that_nobody_asked_for(pair, run_module):
+    pair.primary.stop()
+    refused(run_module, pair.primary, {}, "say `role: primary`")
+
+
+def test_refuses_a_standby_without_its_signal(pair, run_module):
+    pair.standby.stop()
+    (pair.standby.data / "standby.signal").unlink()
+    refused(run_module, pair.standby, {"role": "standby"}, "no standby.signal")
+
+
+def test_refuses_a_standby_that_follows_nobody(pair, run_module):
+    pair.standby.stop()
+    os.unlink(pair.standby.instance.upstream_file)
+    refused(run_module, pair.standby, {"role": "standby"}, "primary_conninfo")
+
+
+def test_refuses_to_make_a_primary_of_a_standby(pair, run_module):
+    pair.standby.stop()
+    refused(run_module, pair.standby, {"role": "primary"}, "stopped cleanly")
+    (pair.standby.data / "standby.signal").unlink()
+    refused(run_module, pair.standby, {"role": "primary"}, "it last was a standby")
+
+
+def test_refuses_a_base_backup_as_primary(pair, lab, run_module):
+    pair.primary.stop()
+    (pair.primary.data / "backup_label").write_text("x", encoding="utf-8")
+    refused(run_module, pair.primary, {"role": "primary"}, "backup_label")
+
+
+def test_refuses_an_unfinished_recovery(pair, run_module):
+    pair.primary.stop()
+    (pair.primary.data / "recovery.signal").touch()
+    refused(run_module, pair.primary, {"role": "primary"}, "recovery.signal")
+
+
+def test_refuses_the_wrong_role_of_a_running_server(pair, run_module):
+    refused(run_module, pair.standby, {"role": "primary"}, "runs as a standby")
+    refused(run_module, pair.primary, {"state": "running", "role": "standby"}, "runs as a primary")
+    refused(run_module, pair.standby, {"state": "restarted", "role": "primary"}, "stopped cleanly")
+
+
+def test_a_restart_does_not_change_the_role_unasked(pair, run_module):
+    (pair.primary.data / "standby.signal").touch()
+    refused(run_module, pair.primary, {"state": "restarted"}, "say which `role` is meant")
+
+
+def test_an_aborted_cutover_starts_the_primary_again(pair, run_module, four_steps):
+    """Stopped cleanly and marked as a standby, then given up: the mark goes and it is the primary again."""
+    node = pair.primary
+    note = node.write("before")
+    node.stop()
+    (node.data / "standby.signal").touch()
+    four_steps("pg_server", {**node.params, "role": "primary"}, lambda: real(node)[1:2] + real(node)[3:])
+    assert not (node.data / "standby.signal").exists()
+    assert recovery(node) == "f"
+    assert node.notes() == ["before"] and note
+
+
+def test_a_crashed_primary_marked_as_standby_stays_down(pair, run_module):
+    """It was not stopped cleanly, so the standby may have been promoted: the mark is not removed."""
+    pair.primary.crash()
+    (pair.primary.data / "standby.signal").touch()
+    refused(run_module, pair.primary, {"role": "primary"}, "'in production'")
+
+
+def test_a_crashed_primary_recovers_when_it_is_said_to_be_the_primary(pair, run_module):
+    pair.primary.write("kept")
+    pair.primary.crash()
+    result = run_module("pg_server", {**pair.primary.params, "role": "primary"})
+    assert result.get("changed") is True, result
+    assert pair.primary.notes() == ["kept"]
+
+
+# --- stopping -------------------------------------------------------------------------------------------------------
+
+
+def test_an_immediate_stop_is_not_clean(pair, run_module):
+    node = pair.primary
+    result = run_module("pg_server", {**node.params, "state": "stopped", "mode": "immediate"})
+    assert result["changed"] is True
+    assert result["shutdown"]["clean"] is False
+    assert node.control("Database cluster state") == "in production"
+    again = run_module("pg_server", {**node.params, "state": "stopped"})
+    assert again["changed"] is False
+    assert again["shutdown"]["clean"] is False
+
+
+def test_the_shutdown_tells_what_a_standby_must_have(pair, run_module):
+    """A standby that had everything is strictly past the shutdown checkpoint's start."""
+    pair.primary.write()
+    shutdown = run_module("pg_server", {**pair.primary.params, "state": "stopped", "checkpoint": True})["shutdown"]
+    held = "greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn())"
+    assert pair.standby.sql(f"SELECT {held} > '{shutdown['checkpoint_lsn']}'") == "t"
+
+
+def test_a_stop_does_not_wait_for_the_archiver(pair, run_module):
+    """pg_control says "shut down" while the process lives on: it is stopped, and it is started again once it ended."""
+    node = pair.primary
+    with open(node.instance.config_file, "a", encoding="utf-8") as file:
+        file.write("archive_mode = on\narchive_command = 'sleep 10'\n")
+    node.stop()
+    node.start()
+    node.sql("SELECT pg_switch_wal()")
+    for changed in (True, False):
+        result = run_module("pg_server", {**node.params, "state": "stopped"})
+        assert result["changed"] is changed
+        assert result["shutdown"]["clean"] is True
+        assert result["shutdown"]["seconds"] < 3
+        assert result["node"]["running"] is True, "the archiver took less time than the test allows it"
+        assert node.control("Database cluster state") == "shut down"
+    assert run_module("pg_server", {**node.params, "state": "running"})["failed"]
+    before = node.postmaster
+    again = run_module("pg_server", {**node.params, "role": "primary"})
+    assert again["changed"] is True
+    assert node.postmaster != before
+    assert recovery(node) == "f"
+
+
+def test_a_frozen_server_is_not_reported_as_stopped(pair, run_module):
+    node = pair.primary
+    node.freeze()
+    result = run_module("pg_server", {**node.params, "state": "stopped", "timeout": 3})
+    assert result["failed"] and "did not stop within 3 seconds" in result["msg"]
+    assert result["node"]["running"] is True
+    assert result["node"]["control"]["state"] == "in production"
+    node.thaw()
+
+
+def test_processes_of_a_killed_postmaster_are_no_stopped_server(pair, run_module):
+    """Killing only the postmaster is no fence: a backend goes on committing, so `stopped` must not be said."""
+    node = pair.primary
+    others = [pid for pid in node.processes() if pid != node.postmaster]
+    node.freeze()  # so that they stay
+    os.kill(node.postmaster, signal.SIGKILL)
+    result = run_module("pg_server", {**node.params, "state": "stopped"})
+    assert result["failed"] and "may still commit" in result["msg"]
+    assert str(others[0]) in result["msg"]
+    result = run_module("pg_server", {**node.params, "role": "primary"})
+    assert result["failed"] and "may still commit" in result["msg"]
+
+
+def test_a_stale_lock_file_is_no_server(pair, run_module):
+    """After a reboot the number in postmaster.pid is another process, here even one of the same account."""
+    node = pair.primary
+    other = pair.standby.postmaster
+    lock = (node.data / "postmaster.pid").read_text(encoding="utf-8")
+    node.stop()
+    (node.data / "postmaster.pid").write_text(lock.replace(lock.split("\n")[0], str(other), 1), encoding="utf-8")
+    shutil.chown(node.data / "postmaster.pid", "postgres", "postgres")
+    result = run_module("pg_server", {**node.params, "state": "stopped"})
+    assert result["changed"] is False
+    assert result["node"]["running"] is False
+    assert pair.standby.running
+
+
+@pytest.mark.parametrize("content", ["", "abc\n"])
+def test_a_damaged_lock_file_is_unknown(pair, run_module, content):
+    pair.primary.stop()
+    (pair.primary.data / "postmaster.pid").write_text(content, encoding="utf-8")
+    result = run_module("pg_server", {**pair.primary.params, "state": "stopped"})
+    assert result["failed"] and "not known whether a server runs" in result["msg"]
+
+
+# --- bad input ------------------------------------------------------------------------------------------------------
+
+
+def test_checkpoint_is_no_change_and_not_made_in_check_mode(pair, run_module):
+    node = pair.primary
+    arguments = {**node.params, "state": "running", "checkpoint": True}
+    before = node.control("Latest checkpoint location")
+    node.write()
+    assert run_module("pg_server", arguments, check=True)["changed"] is False
+    assert node.control("Latest checkpoint location") == before
+    assert run_module("pg_server", arguments)["changed"] is False
+    assert node.control("Latest checkpoint location") != before
+    # On a standby it would be a restartpoint, which is not meant.
+    assert run_module("pg_server", {**pair.standby.params, "state": "running", "checkpoint": True})["changed"] is False
+
+
+def test_a_start_that_fails_says_why(pair, run_module):
+    node = pair.primary
+    node.stop()
+    with open(node.instance.config_file, "a", encoding="utf-8") as file:
+        file.write("shared_preload_libraries = 'no_such_library'\n")
+    result = run_module("pg_server", {**node.params, "role": "primary"})
+    assert result["failed"] and "no_such_library" in result["msg"]
+    assert any("no_such_library" in line for line in result["log"])
+
+
+def test_a_broken_configuration_says_where(pair, run_module):
+    node = pair.primary
+    node.stop()
+    with open(node.instance.config_file, "a", encoding="utf-8") as file:
+        file.write("no_such_setting = 1\n")
+    result = run_module("pg_server", {**node.params, "role": "primary"})
+    assert result["failed"]
+    assert "no_such_setting" in result["msg"] + str(result)
+
+
+def test_the_configuration_of_another_directory_is_refused(pair, run_module):
+    pair.primary.stop()
+    pair.standby.stop()
+    wrong = {**pair.primary.params, "config_file": pair.standby.instance.config_file, "role": "primary"}
+    result = run_module("pg_server", wrong)
+    assert result["failed"] and "belongs to the data directory" in result["msg"]
+    assert not pair.primary.running and not pair.standby.running
+
+
+def test_the_port_of_another_server_is_refused(pair, run_module):
+    wrong = {**pair.standby.params, "port": pair.primary.instance.port, "state": "running", "role": "primary"}
+    result = run_module("pg_server", wrong)
+    assert result["failed"] and "belongs to the server of" in result["msg"]
+
+
+def test_a_directory_without_a_cluster(lab, run_module, tmp_path):
+    node = lab.node("db-three", data=False)
+    for path, kind in ((node.data, "absent"), (tmp_path, "empty"), (tmp_path.parent, "foreign")):
+        result = run_module("pg_server", {**node.params, "data_directory": str(path), "state": "stopped"})
+        assert result["failed"] and f"is {kind}" in result["msg"], result
+
+
+def test_an_unknown_account(pair, run_module):
+    result = run_module("pg_server", {**pair.primary.params, "account": "no-such-account"})
+    assert result["failed"] and "there is no account no-such-account" in result["msg"]
+
+
+def test_a_standby_that_lacks_wal_is_started_but_does_not_accept(pair, lab, run_module):
+    """Its primary is gone and it has not reached consistency: that is no failed start."""
+    pair.standby.stop("immediate")
+    # Reading starts at the redo position but the WAL after it is missing, as after a base backup whose source died.
+    node = lab.node("db-three", data=False)
+    source = ["-h", "127.0.0.1", "-p", str(pair.primary.instance.port), "-U", "replicator", "-X", "none", "-c", "fast"]
+    connection = f"passfile={pair.primary.passfile}"
+    pair.primary.program("pg_basebackup", *source, "-d", connection, "-D", str(node.data))
+    pair.primary.stop()
+    (node.data / "standby.signal").touch()
+    shutil.chown(node.data / "standby.signal", "postgres", "postgres")
+    result = run_module("pg_server", {**node.params, "timeout": 3})
+    assert result["changed"] is True
+    assert result["node"]["running"] is True
+    assert result["node"]["accepting"] is False
