@@ -156,7 +156,7 @@ def write_durably(path: str, text: str, *, mode: int = 0o600, account: str | Non
     # A fixed name, so that a run that was killed leaves one stray file at most, which the next run takes away. It has
     # no .conf at its end: PostgreSQL's include_dir must not read it.
     temporary = os.path.join(os.path.dirname(target), f".{os.path.basename(target)}.hotspare-tmp")
-    content = text.encode()
+    content = text.encode(errors="surrogateescape")  # what was read so is written as it was
     try:
         try:
             with open(target, "rb") as file:
