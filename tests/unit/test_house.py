@@ -188,7 +188,7 @@ def test_a_roles_argument_specs_are_its_defaults(role: str) -> None:
     for entry, spec in specs.items():
         assert spec.get("short_description"), f"{entry} says not what it does"
         for name, option in (spec.get("options") or {}).items():
-known = options.setdefault(name, option)  # another entry point may need it more, or less
+            known = options.setdefault(name, option)  # another entry point may need it more, or less
             assert [known.get(key) for key in ("type", "default")] == [option.get(key) for key in ("type", "default")]
 
     assert [name for name in sorted({*options, *defaults}) if not name.startswith(f"{role}_")] == []
