@@ -1,0 +1,189 @@
+# Copyright: (c) 2026, hotspare contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The table of status.yml. Pure. What is not known is printed as `unknown`, never as 0."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from .records import (
+    State,
+    Topology,
+    duration,
+    held,
+    integer,
+    listed,
+    part,
+    row_of,
+    sender_of,
+    size,
+    timeline,
+)
+
+WIDTH = 120
+CELL = 30
+HEAD = ("NODE", "ROLE", "TL", "STREAMS", "LAG", "LSN", "SLOT", "ARCHIVER")
+
+
+def status_table(seen: Topology, now: str | None = None, cluster: str | None = None) -> list[str]:
+    """Lines for a terminal, at most WIDTH characters each: verdict, one row for each node, base backups, problems.
+
+    `now` (text) is printed beside the verdict as the time of reading; `cluster` names the cluster.
+    """
+    nodes = seen["nodes"]
+    rows = [HEAD] + [_row(nodes, name) for name in sorted(nodes)]
+    lines = _wrapped(_verdict_line(seen, now, cluster))
+    lines += ["", *_aligned(rows)]
+    backups = [line for name in sorted(nodes) for line in _backups(nodes[name]) + _remains(nodes[name])]
+    if backups:
+        lines += ["", *(w for line in backups for w in _wrapped(line))]
+    if seen["problems"]:
+        lines += ["", "problems:"]
+    for p in seen["problems"]:
+        where = p["node"] or "cluster"
+        lines += _wrapped(f"  {p['severity']:<8}{where}: {p['detail']} [{p['code']}]", " " * 10)
+    return lines
+
+
+def _wrapped(line: str, indent: str = "    ") -> list[str]:
+    return textwrap.wrap(line, WIDTH, subsequent_indent=indent, break_on_hyphens=False) or [""]
+
+
+def _verdict_line(seen: Topology, now: str | None, cluster: str | None) -> str:
+    streaming = [n for n in seen["standbys"] if seen["nodes"][n].get("recovery") == "streaming"]
+    primary = seen["primary"]
+    unseen = f"{listed(seen['unknown'])} cannot be seen" if seen["unknown"] else "not all that matters is known"
+    said = {
+        "healthy": f"{primary} is primary, {_count(len(streaming), 'standby streams', 'standbys stream')}",
+        "degraded": f"{primary} is primary, {len(streaming)} of {len(seen['nodes']) - 1} other nodes stream",
+        "empty": "no node holds data: site.yml begins a new cluster",
+        "no_primary": "there is data, and no node is primary",
+        "contradictory": "the nodes contradict each other; nothing may be changed before that is settled",
+        "unknown": unseen + (f"; {primary} runs as primary" if primary else ""),
+    }[seen["verdict"]]
+    head = f"{cluster}: {seen['verdict'].upper()}" if cluster else seen["verdict"].upper()
+    return f"{head} - {said}" + (f" ({now})" if now else "")
+
+
+def _count(number: int, one: str, many: str) -> str:
+    return f"{number} {one if number == 1 else many}"
+
+
+def _aligned(rows: Iterable[tuple[str, ...]]) -> list[str]:
+    """Columns as wide as needed; when the line is too long the widest cells are cut, shown by a ~."""
+    table = [[_cut(cell, CELL) for cell in row] for row in rows]
+    widths = [max(len(row[i]) for row in table) for i in range(len(HEAD))]
+    while sum(widths) + 2 * (len(widths) - 1) > WIDTH:
+        widths[widths.index(max(widths))] -= 1
+    return ["  ".join(_cut(cell, w).ljust(w) for cell, w in zip(row, widths)).rstrip() for row in table]
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 1] + "~"
+
+
+def _row(nodes: Mapping[str, State], name: str) -> tuple[str, ...]:
+    state = nodes[name]
+    role = str(state["role"])
+    if role == "unknown":
+        return (name, "foreign" if state.get("data") == "foreign" else role, *["unknown"] * 6)
+    if role == "absent":
+        return (name, role, *["-"] * 6)
+    tli = str(timeline(state) or "unknown")
+    if role == "stopped":
+        at = part(state, "control", "min_recovery_lsn")
+        at = part(state, "control", "checkpoint_lsn") if at in (None, "0/0") else at
+        return (name, role, tli, "-", "-", str(at or "unknown"), "-", "-")
+    position = str(part(state, "lsn", "held") or "unknown")
+    if role == "primary":
+        return (name, role, tli, _streams_to(nodes, name), "-", position, "-", _archiver(state))
+    sender = sender_of(nodes, name)
+    lag, slot = _lag(nodes, name, sender), _slot(nodes, name, sender)
+    return (name, role, tli, _streams_from(state, sender), lag, position, slot, _archiver(state))
+
+
+def _streams_to(nodes: Mapping[str, State], name: str) -> str:
+    shown = []
+    for other in sorted(nodes):
+        row = row_of(nodes[name], nodes[other]) if other != name else None
+        if row:
+            sync = row.get("sync_state")
+            shown.append(f"{other} ({sync})" if sync in ("sync", "quorum", "potential") else other)
+    return f"to {', '.join(shown)}" if shown else "to none"
+
+
+def _streams_from(state: State, sender: str | None) -> str:
+    recovery = state.get("recovery")
+    if recovery != "streaming":
+        return {"archive": "no (archive)", "none": "no"}.get(str(recovery), "unknown")
+    host, port = part(state, "wal_receiver", "sender_host"), part(state, "wal_receiver", "sender_port")
+    return f"from {sender}" if sender else f"from {host}:{port}" if host else "from unknown"
+
+
+def _lag(nodes: Mapping[str, State], name: str, sender: str | None) -> str:
+    """Bytes not yet replayed, and seconds. Without a row at a sender: how far the primary is ahead."""
+    state = nodes[name]
+    row = row_of(nodes[sender], state) if sender else None
+    count = integer((row.get("lag_bytes") or {}).get("replay")) if row else None
+    if count is None:
+        count = _distance(nodes, state)
+    return f"{size(count)}, {duration(part(state, 'lag', 'seconds'))}"
+
+
+def _distance(nodes: Mapping[str, State], state: State) -> int | None:
+    primaries = [s for s in nodes.values() if s["role"] == "primary"]
+    if len(primaries) != 1 or timeline(primaries[0]) != timeline(state):
+        return None
+    written, reach = held(primaries[0]), held(state)
+    if written is None or reach is None:
+        return None
+    # Both were read at slightly different moments.
+    return max(0, written - reach)
+
+
+def _slot(nodes: Mapping[str, State], name: str, sender: str | None) -> str:
+    state = nodes[name]
+    slot = part(state, "wal_receiver", "slot_name") or part(state, "upstream", "slot")
+    if not slot:
+        return "none"
+    holders = [nodes[sender]] if sender else [s for s in nodes.values() if s["role"] == "primary"]
+    found = [s for h in holders for s in h.get("slots") or [] if s.get("name") == slot]
+    status = str(found[0].get("wal_status") or "unused") if found else "unknown"
+    return f"{slot} {status}"
+
+
+def _archiver(state: State) -> str:
+    archiver: Mapping[str, Any] = state.get("archiver") or {}
+    mode, ready = archiver.get("mode"), archiver.get("ready")
+    if mode is None:
+        return "unknown"
+    if mode == "off":
+        return "off"
+    if state["role"] == "standby" and mode != "always":
+        return "standing by"
+    waiting = f"{'unknown' if ready is None else ready} waiting"
+    failed, archived = archiver.get("last_failed_time"), archiver.get("last_archived_time")
+    return f"{'FAILING' if failed and (not archived or failed > archived) else 'ok'}, {waiting}"
+
+
+def _backups(state: State) -> list[str]:
+    return [_progress(str(state.get("name")), b) for b in state.get("running_backups") or []]
+
+
+def _progress(node: str, backup: Mapping[str, Any]) -> str:
+    done, total = integer(backup.get("streamed_bytes")), integer(backup.get("total_bytes"))
+    share = f" ({100 * done // total} %)" if done is not None and total else ""
+    rate, left = backup.get("bytes_per_second"), backup.get("seconds_left")
+    speed = "unknown rate" if rate is None else f"{size(int(rate))}/s"
+    who, phase = backup.get("application_name") or "unknown", backup.get("phase") or "phase unknown"
+    done_of_total = f"{size(done)} of {size(total)}{share}"
+    return f"base backup from {node} by {who}: {phase}, {done_of_total}, {speed}, time left {duration(left)}"
+
+
+def _remains(state: State) -> list[str]:
+    rebuild: Mapping[str, Any] = state.get("rebuild") or {}
+    paths = [str(rebuild[k]) for k in ("seeding", "rewinding") if rebuild.get(k)]
+    return [f"{state.get('name')}: a seed or rebuild is under way or was interrupted: {listed(paths)}"] if paths else []
