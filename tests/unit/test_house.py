@@ -28,7 +28,7 @@ UTILS = f"ansible_collections.{NAMESPACE}.plugins.module_utils"
 UNIT_TESTS = {
     "pg_promote": "test_promotion",
     "pg_rebuild": "test_rebuild",
-    "pg_replication_state": "test_replication",
+    "pg_replication_state": "test_desired",
     "pg_server": "test_server",
 }
 
@@ -38,8 +38,8 @@ FLOORS = (
     {"controldata", "records"},  # ground: what needs a word of the line above
     {"server"},  # first
     {"replication"},  # second
-    {"topology", "status", "desired", "promotion", "rebuild"},  # third
-    {"cutover"},  # third: plans made of what topology found
+    {"topology", "cutover", "status", "desired", "promotion", "rebuild"},  # third
+    {"rebuilding"},  # third: does what rebuild decided
 )
 FLOOR = {name: height for height, names in enumerate(FLOORS) for name in names}
 
