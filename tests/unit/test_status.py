@@ -1,0 +1,116 @@
+# Copyright: (c) 2026, hotspare contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The table of status.yml."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from ansible_collections.hotspare.postgresql.plugins.module_utils.status import WIDTH, status_table
+from ansible_collections.hotspare.postgresql.plugins.module_utils.topology import topology
+from ansible_collections.hotspare.postgresql.tests.unit.nodes import (
+    HERE,
+    UNREACHABLE,
+    absent,
+    answers,
+    primary,
+    row,
+    standby,
+    stopped,
+)
+from ansible_collections.hotspare.postgresql.tests.unit.test_topology import clusters
+from hypothesis import given
+
+
+def table(*states: dict[str, Any], **others: Any) -> list[str]:
+    return status_table(topology(answers(*states, **others)))
+
+
+def cells(lines: list[str], name: str) -> list[str]:
+    line = next(line for line in lines if line.startswith(name + " "))
+    return [cell.strip() for cell in line.split("  ") if cell.strip()]
+
+
+def test_a_healthy_pair() -> None:
+    lines = status_table(topology(answers(primary("db1", "db2"), standby("db2"))), "10:00", "postgres")
+    assert lines[0] == "postgres: HEALTHY - db1 is primary, 1 standby streams (10:00)"
+    assert lines[2].split() == ["NODE", "ROLE", "TL", "STREAMS", "LAG", "LSN", "SLOT", "ARCHIVER"]
+    assert cells(lines, "db1") == ["db1", "primary", "1", "to db2", "-", "0/5000060", "-", "off"]
+    assert cells(lines, "db2") == [
+        *("db2", "standby", "1", "from db1", "0 B, 0.0 s", "0/5000060"),
+        *("hotspare_db2 reserved", "off"),
+    ]
+    assert len(lines) == 5
+
+
+def test_what_is_not_known_is_unknown_and_never_zero() -> None:
+    blank = primary("db1", "db2", replication=[row("db2", None)], lsn=None)
+    lines = table(blank, standby("db2", lag=None, lsn=None, archiver=None))
+    assert cells(lines, "db2")[4:6] == ["unknown, unknown", "unknown"]
+    assert cells(lines, "db2")[-1] == "unknown"
+    lines = table(primary("db1"), db2=UNREACHABLE)
+    assert cells(lines, "db2") == ["db2", *["unknown"] * 7]
+    assert lines[0] == "UNKNOWN - db2 cannot be seen; db1 runs as primary"
+    assert any("No route to host" in line for line in lines)
+
+
+def test_lag_without_a_walsender_is_the_distance_to_the_primary() -> None:
+    lines = table(primary("db1", at=HERE + (3 << 20)), standby("db2", streams=False))
+    assert cells(lines, "db2")[3:5] == ["no", "3.0 MB, 0.0 s"]
+    lines = table(primary("db1", timeline=2), standby("db2", recovery="archive", wal_receiver=None, lag=None))
+    assert cells(lines, "db2")[3:5] == ["no (archive)", "unknown, unknown"]
+
+
+@pytest.mark.parametrize(
+    ("states", "words"),
+    [
+        ([primary("db1"), absent("db2")], "DEGRADED - db1 is primary, 0 of 1 other nodes stream"),
+        ([absent("db1"), absent("db2")], "EMPTY - no node holds data"),
+        ([stopped("db1"), standby("db2", streams=False)], "NO_PRIMARY - there is data"),
+        ([primary("db1"), primary("db2")], "CONTRADICTORY - "),
+    ],
+)
+def test_verdicts(states: list[dict[str, Any]], words: str) -> None:
+    assert table(*states)[0].startswith(words)
+
+
+def test_a_base_backup_shows_its_progress() -> None:
+    backup = {
+        "application_name": "db2",
+        "phase": "streaming database files",
+        "total_bytes": 4 << 30,
+        "streamed_bytes": 1 << 30,
+        "bytes_per_second": 32 << 20,
+        "seconds_left": 96.0,
+    }
+    running = primary("db1", running_backups=[backup])
+    text = "\n".join(table(running, absent("db2", rebuild={"seeding": "/srv/main.seeding", "rewinding": None})))
+    assert "by db2: streaming database files, 1.0 GB of 4.0 GB (25 %), 32.0 MB/s, time left 1 min 36 s" in text
+    assert "db2: a seed or rebuild is under way or was interrupted: /srv/main.seeding" in text
+    blank = primary("db1", running_backups=[dict.fromkeys(backup)])
+    assert "unknown of unknown, unknown rate, time left unknown" in " ".join(table(blank))
+
+
+def test_archiver() -> None:
+    on = {"mode": "on", "ready": 3, "last_failed_time": "2026-01-02", "last_archived_time": "2026-01-01"}
+    assert cells(table(primary("db1", archiver=on)), "db1")[-1] == "FAILING, 3 waiting"
+    well = {**on, "last_failed_time": None, "ready": None}
+    assert cells(table(primary("db1", archiver=well)), "db1")[-1] == "ok, unknown waiting"
+    assert cells(table(primary("db1", "db2"), standby("db2", archiver=on)), "db2")[-1] == "standing by"
+
+
+def test_long_names_fit() -> None:
+    long = "a-very-long-host-name-of-a-database-server.internal.example.org"
+    state = {**primary("db1"), "name": long}
+    lines = table(state, db2={"failed": True, "msg": "word " * 100})
+    assert max(map(len, lines)) <= WIDTH
+
+
+@given(clusters)
+def test_any_cluster_has_a_table(asked: dict[str, Any]) -> None:
+    lines = status_table(topology(asked))
+    assert max(map(len, lines)) <= WIDTH
+    for name in asked:
+        assert sum(line.startswith(name + " ") for line in lines) == 1
