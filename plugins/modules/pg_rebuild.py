@@ -1,0 +1,288 @@
+#!/usr/bin/python
+# Copyright: (c) 2026, hotspare contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: pg_rebuild
+short_description: Make a node a standby of the primary, from nothing, from an old primary or from a broken standby
+version_added: 0.1.0
+description:
+  - Seeds a node that holds nothing, and turns a former primary or a broken standby into a standby again, by the least
+    that is right. It starts a node that has not diverged (C(follow)), rewinds one that has (C(pg_rewind)), and copies
+    the primary (C(pg_basebackup)) when neither is possible.
+  - A standby that streams from this primary, with this slot and this name, is left as it is.
+  - All guards are checked at once, before anything is touched, and returned. It refuses a node that runs as a primary
+    or whose state is not known, a primary that cannot be asked or is none, another cluster, a node with clients or
+    standbys, and one whose name was not confirmed.
+  - Nothing is destroyed. The former data directory is renamed to C(PGDATA.before-TIME), and WAL that the primary does
+    not have is kept in C(PGDATA.diverged-TIME) before a rewind. O(state=cleaned) removes these, and nothing else
+    does.
+  - Copies and rewinds are made under another name beside the data directory. A run that dies anywhere is continued by
+    running it again.
+  - It ends when the primary sees the node streaming and the node has replayed what the primary had written by then.
+options:
+  primary:
+    description:
+      - The primary, reached over the network as the replication account. Needed for O(state=standby).
+      - The account must be let in to replication and to the database V(postgres). For C(pg_rewind) it also needs to
+        execute C(pg_ls_dir), C(pg_stat_file) and both C(pg_read_binary_file) that pg_rewind uses.
+    type: dict
+    suboptions:
+      host:
+        description: Its host name or address.
+        type: str
+        required: true
+      port:
+        description: Its port.
+        type: int
+        default: 5432
+      user:
+        description: The replication account.
+        type: str
+        required: true
+      passfile:
+        description: A password file on this node that O(account) can read.
+        type: path
+  slot:
+    description:
+      - The physical replication slot on the primary for this node. It must exist, and must have reserved WAL for a
+        base backup, so that no WAL vanishes during the copy (see
+        O(hotspare.postgresql.pg_replication_state#module:slots)).
+      - Needed for O(state=standby).
+    type: str
+  application_name:
+    description:
+      - What the node calls itself on the primary.
+      - The default is O(name).
+    type: str
+  system_identifier:
+    description: The system identifier of the cluster. Without it the node's own one must be that of the primary.
+    type: str
+  confirm:
+    description:
+      - Must be equal to O(name) when the data directory holds data, or when kept directories are to be removed.
+    type: str
+  method:
+    description:
+      - V(auto) takes the least that is right. V(follow) and V(rewind) are refused where they are not right,
+        V(basebackup) is always possible. The guards hold for all of them.
+      - Some nodes are refused by V(auto) because they may hold what the primary has lost. V(basebackup) replaces
+        these, too.
+    type: str
+    choices: [auto, follow, rewind, basebackup]
+    default: auto
+  start:
+    description: Start the node and wait until it streams. Without it everything else is done.
+    type: bool
+    default: true
+  timeout:
+    description:
+      - Seconds the started node may go without any progress until it streams, and seconds its server may take to
+        stop.
+      - How long a copy or a rewind takes is not limited.
+    type: int
+    default: 120
+  state:
+    description:
+      - V(standby) makes the node a standby of O(primary).
+      - V(cleaned) removes the directories that earlier runs kept beside the data directory, C(PGDATA.before-TIME) and
+        C(PGDATA.diverged-TIME). Tablespaces of a kept directory lie elsewhere and are not removed.
+    type: str
+    choices: [standby, cleaned]
+    default: standby
+extends_documentation_fragment:
+  - hotspare.postgresql.node
+attributes:
+  check_mode:
+    description: Makes the same decision and checks, and writes nothing.
+    support: full
+  diff_mode:
+    description: There is no difference in text to show.
+    support: none
+notes:
+  - Do a C(CHECKPOINT) on a primary that was promoted a moment ago, before a node is rewound from it.
+    M(hotspare.postgresql.pg_promote) does.
+seealso:
+  - module: hotspare.postgresql.pg_replication_state
+  - module: hotspare.postgresql.pg_promote
+author:
+  - hotspare contributors
+"""
+
+EXAMPLES = r"""
+- name: Make the old primary a standby of the new one
+  hotspare.postgresql.pg_rebuild:
+    name: db1
+    data_directory: /var/lib/postgresql/17/main
+    config_file: /etc/postgresql/17/main/postgresql.conf
+    service: postgresql@17-main
+    primary:
+      host: db2.example.org
+      user: replicator
+      passfile: /var/lib/postgresql/.hotspare-main.pgpass
+    slot: hotspare_db1
+    confirm: db1
+  become: true
+
+- name: Remove what was kept of the old primary
+  hotspare.postgresql.pg_rebuild:
+    name: db1
+    data_directory: /var/lib/postgresql/17/main
+    state: cleaned
+    confirm: db1
+  become: true
+"""
+
+RETURN = r"""
+method:
+  description:
+    - What was done, or would be in check mode. V(none) when the node streams already, V(refuse) when no method is
+      right.
+  returned: with O(state=standby), once the node was looked at
+  type: str
+  sample: rewind
+reason:
+  description: Why this method.
+  returned: with O(state=standby), once the node was looked at
+  type: str
+  sample: it holds timeline 1 up to 0/3000060, the primary's timeline 2 left it at 0/3000028
+checks:
+  description: What must hold before the node is touched.
+  returned: with O(state=standby), once the node was looked at
+  type: list
+  elements: dict
+  contains:
+    name:
+      description: The check.
+      type: str
+      returned: always
+    ok:
+      description: Whether it holds. What is not known does not hold.
+      type: bool
+      returned: always
+    detail:
+      description: What was seen, and what to do next if it does not hold.
+      type: str
+      returned: always
+  sample:
+    - name: source_primary
+      ok: true
+      detail: db2.example.org:5432 is a primary
+steps:
+  description: What was done, in this order. Empty in check mode.
+  returned: with O(state=standby), once the node was looked at
+  type: list
+  elements: dict
+  contains:
+    name:
+      description: The step.
+      type: str
+      returned: always
+    seconds:
+      description: How long it took, in seconds.
+      type: float
+      returned: always
+    detail:
+      description: What came of it.
+      type: str
+      returned: always
+  sample:
+    - name: verify
+      seconds: 0.412
+      detail: it streams on timeline 2 and has replayed 0/3013B40
+kept:
+  description: Directories that were kept beside the data directory, by this run and by earlier ones.
+  returned: once the node was looked at
+  type: list
+  elements: str
+  sample: [/var/lib/postgresql/17/main.before-20261120T101500Z]
+removed:
+  description: Directories that were removed, or would be in check mode.
+  returned: with O(state=cleaned)
+  type: list
+  elements: str
+  sample: [/var/lib/postgresql/17/main.before-20261120T101500Z]
+last:
+  description: What the primary and the node said last, when the node did not stream in time.
+  returned: when it did not stream
+  type: dict
+  sample:
+    target_lsn: 0/3013B40
+    primary_sees: null
+    replay_lsn: 0/3000060
+    receiver: null
+    received_timeline: null
+log:
+  description: The last lines of the server's log, when it did not start or did not stream.
+  returned: on such a failure
+  type: list
+  elements: str
+node:
+  description: The state of the node afterwards, as M(hotspare.postgresql.pg_replication_state) returns it.
+  returned: once the node was looked at
+  type: dict
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.hotspare.postgresql.plugins.module_utils.rebuild import METHODS, Wish
+from ansible_collections.hotspare.postgresql.plugins.module_utils.rebuilding import Job, clean, rebuild
+from ansible_collections.hotspare.postgresql.plugins.module_utils.server import (
+    NODE_ARGUMENTS,
+    Upstream,
+    instance_from_params,
+)
+from ansible_collections.hotspare.postgresql.plugins.module_utils.shell import HotspareError
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec=dict(
+            **NODE_ARGUMENTS,
+            primary=dict(
+                type="dict",
+                options=dict(
+                    host=dict(type="str", required=True),
+                    port=dict(type="int", default=5432),
+                    user=dict(type="str", required=True),
+                    passfile=dict(type="path"),
+                ),
+            ),
+            slot=dict(type="str"),
+            application_name=dict(type="str"),
+            system_identifier=dict(type="str"),
+            confirm=dict(type="str"),
+            method=dict(type="str", choices=list(METHODS), default="auto"),
+            start=dict(type="bool", default=True),
+            timeout=dict(type="int", default=120),
+            state=dict(type="str", choices=["standby", "cleaned"], default="standby"),
+        ),
+        required_if=[("state", "standby", ("primary", "slot"))],
+        supports_check_mode=True,
+    )
+    params = module.params
+    try:
+        instance = instance_from_params(params)
+        upstream = Upstream(
+            **(params["primary"] or {"host": ""}),
+            application_name=params["application_name"] or instance.name,
+            slot=params["slot"],
+        )
+        wish = Wish(
+            slot=params["slot"] or "",
+            method=params["method"],
+            confirm=params["confirm"],
+            system_identifier=params["system_identifier"],
+        )
+        job = Job(instance, upstream, wish, start=params["start"], timeout=params["timeout"])
+        act = rebuild if params["state"] == "standby" else clean
+        result = act(job, check_mode=module.check_mode)
+    except HotspareError as error:
+        module.fail_json(msg=error.message, **error.facts)
+    module.exit_json(**result)
+
+
+if __name__ == "__main__":
+    main()

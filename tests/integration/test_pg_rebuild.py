@@ -1,0 +1,825 @@
+# Copyright: (c) 2026, hotspare contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""pg_rebuild against real servers: every way a node becomes a standby, every refusal, and every place where it may die.
+
+After each refusal the node's processes and files are what they were.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from .conftest import COLLECTIONS, PACKAGE, Pair, eventually, execute
+
+TIMEOUT = 20
+
+
+def wanted(primary, node, **more):
+    """The options that make `node` a standby of `primary`."""
+    return {
+        **node.params,
+        "primary": primary.address,
+        "slot": node.slot,
+        "confirm": node.instance.name,
+        "timeout": TIMEOUT,
+        **more,
+    }
+
+
+def make_slot(primary, node):
+    primary.sql(f"SELECT pg_create_physical_replication_slot('{node.slot}', true)")
+
+
+def footprint(node):
+    """All that a refusal must leave as it was: processes, signal files, settings, the data, the names beside it."""
+    home = node.data.parent
+    files = [*home.glob("data*/*"), *home.glob("etc/**/*"), *home.glob("data*")]
+    logs = {str(node.data) + ".log"}
+    return (
+        sorted(node.processes()),
+        sorted((str(f), f.stat().st_ino, f.read_bytes() if f.is_file() else b"") for f in files if str(f) not in logs),
+    )
+
+
+def beside(node, what):
+    return sorted(path.name for path in node.data.parent.glob(f"data.{what}*"))
+
+
+def assert_streams(primary, node, timeline=None):
+    """What both servers really say, not what the module says."""
+    pair = Pair(primary, node)
+    assert pair.streams()
+    note = f"after {primary.instance.port}-{node.instance.port}-{len(primary.notes())}"
+    primary.write(note)
+    eventually(pair.in_step)
+    assert node.notes() == primary.notes()
+    assert node.sql("SELECT pg_is_in_recovery()") == "t"
+    assert node.sql("SELECT slot_name FROM pg_stat_wal_receiver") == node.slot
+    if timeline:
+        assert node.sql("SELECT received_tli FROM pg_stat_wal_receiver") == str(timeline)
+    assert not (node.data.parent / "data.seeding").exists()
+    assert not (node.data.parent / "data.seeding.json").exists()
+    assert not (node.data.parent / "data.rewinding").exists()
+    assert (node.data / "standby.signal").exists()
+
+
+def promote(node):
+    node.sql("SELECT pg_promote()")
+    node.sql("CHECKPOINT")
+
+
+def failed(result):
+    return {check["name"] for check in result["checks"] if not check["ok"]}
+
+
+def assert_refused(run_module, args, node, *names, others=()):
+    """Refused in check mode and for real, by these checks, and nothing was touched on any node."""
+    nodes = (node, *others)
+    before = [footprint(each) for each in nodes]
+    for check in (True, False):
+        result = run_module("pg_rebuild", args, check=check)
+        assert result.get("failed"), result
+        assert not result["changed"]
+        assert failed(result) >= set(names), result["checks"]
+        assert [footprint(each) for each in nodes] == before
+    return result
+
+
+@pytest.fixture
+def diverged(pair):
+    """db-two was promoted without the last three rows of db-one, which was stopped cleanly."""
+    pair.primary.write("both")
+    eventually(pair.in_step)
+    pair.standby.stop()
+    for note in ("lost 1", "lost 2", "lost 3"):
+        pair.primary.write(note)
+    pair.primary.stop()
+    pair.standby.start()
+    promote(pair.standby)
+    pair.standby.write("new")
+    make_slot(pair.standby, pair.primary)
+    return pair.primary, pair.standby
+
+
+# --- seeding ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def bare(lab):
+    """A primary with a slot for a node that holds nothing."""
+    primary, node = lab.node("db-one"), lab.node("db-two", data=False)
+    primary.start()
+    primary.write("first")
+    make_slot(primary, node)
+    return primary, node
+
+
+def test_seed_in_four_steps(bare, four_steps):
+    primary, node = bare
+    args = wanted(primary, node, confirm=None)
+    check, done, *again = four_steps("pg_rebuild", args, lambda: footprint(node)[1] and node.running)
+    assert_streams(primary, node, timeline=1)
+    assert check["method"] == done["method"] == "basebackup"
+    assert [step["name"] for step in done["steps"]] == ["base backup", "swap", "configure", "start", "verify"]
+    assert check["steps"] == [] and done["kept"] == []
+    assert [result["method"] for result in again] == ["none", "none"]
+    assert done["node"]["role"] == "standby"
+
+
+def test_seed_replaces_an_empty_directory(bare, run_module):
+    primary, node = bare
+    execute("mkdir", str(node.data))
+    result = run_module("pg_rebuild", wanted(primary, node, confirm=None))
+    assert result["method"] == "basebackup", result
+    assert_streams(primary, node)
+    assert beside(node, "before") == []
+
+
+def test_seed_through_a_symbolic_link(bare, run_module):
+    primary, node = bare
+    execute("mkdir", "-p", str(node.data.parent / "elsewhere" / "real"))
+    node.data.symlink_to(node.data.parent / "elsewhere" / "real")
+    result = run_module("pg_rebuild", wanted(primary, node, confirm=None))
+    assert not result.get("failed"), result
+    assert node.data.is_symlink()
+    assert Pair(primary, node).streams()
+    node.stop()  # the laboratory looks for processes by the link's name
+
+
+def test_seed_makes_the_parents(bare, run_module):
+    primary, node = bare
+    data = node.data.parent / "17" / "main"
+    configuration = Path(node.instance.config_file)
+    configuration.write_text(configuration.read_text().replace(str(node.data), str(data)))
+    result = run_module("pg_rebuild", wanted(primary, node, confirm=None, data_directory=str(data), start=False))
+    assert not result.get("failed"), result
+    assert (data / "standby.signal").exists()
+    assert data.owner() == data.parent.owner() == "postgres"
+    assert data.stat().st_mode & 0o777 == 0o700
+
+
+def test_seed_without_start(bare, run_module):
+    primary, node = bare
+    args = wanted(primary, node, confirm=None, start=False)
+    assert run_module("pg_rebuild", args)["changed"]
+    assert not node.running
+    assert (node.data / "standby.signal").exists()
+    for check in (True, False):
+        again = run_module("pg_rebuild", args, check=check)
+        assert (again["changed"], again["method"]) == (False, "follow"), again
+    assert run_module("pg_rebuild", {**args, "start": True})["changed"]
+    assert_streams(primary, node)
+
+
+def kill_module_when(args, condition):
+    """Start the module as Ansible does and kill it, not its children, as soon as `condition` holds."""
+    module = subprocess.Popen(
+        [sys.executable, "-m", f"{PACKAGE}.pg_rebuild"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(COLLECTIONS), "HOME": "/root", "LC_ALL": "C.UTF-8"},
+    )
+    payload = {key: value for key, value in args.items() if value is not None}
+    module.stdin.write(json.dumps({"ANSIBLE_MODULE_ARGS": payload}).encode())
+    module.stdin.close()
+    try:
+        eventually(lambda: module.poll() is not None or condition())
+        assert module.poll() is None, "the module ended before it was killed"
+    finally:
+        module.send_signal(signal.SIGKILL)
+        module.wait()
+
+
+def fill(primary, megabytes):
+    primary.sql(
+        f"CREATE TABLE filler AS SELECT i, repeat(md5(i::text), 30) AS t FROM generate_series(1, {megabytes * 1000}) i"
+    )
+
+
+def throttled(node, monkeypatch_bin, program, wrapper):
+    """A bin directory where `program` is `wrapper`, a shell script; the rest are links to the real ones."""
+    monkeypatch_bin.mkdir()
+    for real in Path(node.instance.bin_directory).iterdir():
+        if real.name != program:
+            (monkeypatch_bin / real.name).symlink_to(real)
+    script = monkeypatch_bin / program
+    script.write_text(f"#!/bin/sh\n{wrapper.format(real=Path(node.instance.bin_directory) / program)}\n")
+    script.chmod(0o755)
+    return str(monkeypatch_bin)
+
+
+def test_seed_killed_in_the_copy_is_made_again(bare, run_module, lab):
+    primary, node = bare
+    fill(primary, 100)
+    slow = throttled(node, lab.directory / "bin", "pg_basebackup", 'exec {real} --max-rate=8M "$@"')
+    seeding = node.data.parent / "data.seeding"
+    args = wanted(primary, node, confirm=None)
+    kill_module_when({**args, "bin_directory": slow}, lambda: (seeding / "base").exists())
+    assert seeding.is_dir() and not node.data.exists()
+    # The copy goes on without the module; the next run ends it.
+    assert primary.sql("SELECT count(*) > 0 FROM pg_stat_replication") == "t"
+    checked = run_module("pg_rebuild", args, check=True)
+    assert not checked.get("failed"), checked
+    assert primary.sql("SELECT count(*) > 0 FROM pg_stat_replication") == "t"
+    result = run_module("pg_rebuild", args)
+    assert not result.get("failed"), result
+    assert [step["name"] for step in result["steps"]][:3] == [
+        "end what an interrupted run left",
+        "remove the half-made copy",
+        "base backup",
+    ]
+    assert_streams(primary, node)
+
+
+def test_seed_killed_after_the_copy_is_made_again(bare, run_module, lab):
+    """Copied, but nobody wrote down that it is complete."""
+    primary, node = bare
+    done = lab.directory / "done"
+    slow = throttled(node, lab.directory / "bin", "pg_basebackup", f'{{real}} "$@"; touch {done}; sleep 60')
+    args = wanted(primary, node, confirm=None)
+    kill_module_when({**args, "bin_directory": slow}, done.exists)
+    assert json.loads((node.data.parent / "data.seeding.json").read_text())["complete"] is False
+    result = run_module("pg_rebuild", args)
+    assert [step["name"] for step in result["steps"]][:2] == ["remove the half-made copy", "base backup"], result
+    assert_streams(primary, node)
+
+
+def test_seed_killed_before_the_swap_is_used(bare, run_module):
+    primary, node = bare
+    args = wanted(primary, node, confirm=None)
+    assert run_module("pg_rebuild", {**args, "start": False})["changed"]
+    # As if the run had died right before the swap.
+    node.data.rename(node.data.parent / "data.seeding")
+    result = run_module("pg_rebuild", args)
+    assert "is complete" in result["reason"], result
+    assert [step["name"] for step in result["steps"]] == ["swap", "configure", "start", "verify"]
+    assert_streams(primary, node)
+
+
+def test_seed_that_fails_leaves_nothing(bare, run_module, lab):
+    primary, node = bare
+    broken = throttled(node, lab.directory / "bin", "pg_basebackup", 'echo "error: the disk is on fire" >&2; exit 1')
+    before = footprint(node)
+    result = run_module("pg_rebuild", wanted(primary, node, bin_directory=broken, confirm=None))
+    assert result.get("failed") and "the disk is on fire" in result["msg"]
+    assert footprint(node) == before
+
+
+def test_a_copy_that_is_not_ours_is_refused(bare, run_module):
+    primary, node = bare
+    execute("mkdir", f"{node.data}.seeding")
+    assert_refused(run_module, wanted(primary, node, confirm=None), node, "directory")
+
+
+def test_one_at_a_time(bare, run_module, lab):
+    primary, node = bare
+    hold = lab.directory / "hold"
+    hold.touch()
+    slow = throttled(
+        node, lab.directory / "bin", "pg_basebackup", f'while test -e {hold}; do sleep 0.1; done; exec {{real}} "$@"'
+    )
+    results = []
+    args = wanted(primary, node, confirm=None, bin_directory=slow)
+    first = threading.Thread(target=lambda: results.append(run_module("pg_rebuild", args)))
+    first.start()
+    try:
+        eventually(lambda: (node.data.parent / "data.seeding.json").exists())
+        for check in (True, False):
+            second = run_module("pg_rebuild", args, check=check)
+            assert second.get("failed") and "already by process" in second["msg"], second
+    finally:
+        hold.unlink()
+        first.join()
+    assert results[0]["changed"], results
+    assert_streams(primary, node)
+
+
+# --- following -------------------------------------------------------------------------------------------------------
+
+
+def switch_over(pair):
+    """As a planned one: the primary stopped, the standby has its last record, and is promoted."""
+    primary, standby = pair.primary, pair.standby
+    primary.write("both")
+    primary.stop()
+    last = primary.control("Latest checkpoint location")
+    eventually(lambda: standby.sql(f"SELECT pg_last_wal_replay_lsn() > '{last}'") == "t")
+    promote(standby)
+    standby.write("new")
+    make_slot(standby, primary)
+    return primary, standby
+
+
+def test_follow_after_a_switchover_in_four_steps(pair, four_steps):
+    old, new = switch_over(pair)
+    inode = old.data.stat().st_ino
+    results = four_steps("pg_rebuild", wanted(new, old), lambda: (old.running, (old.data / "standby.signal").exists()))
+    assert [result["method"] for result in results] == ["follow", "follow", "none", "none"]
+    assert "nothing diverged" in results[1]["reason"]
+    assert_streams(new, old, timeline=2)
+    assert old.data.stat().st_ino == inode
+    assert beside(old, "") == ["data.log"]
+
+
+def test_follow_of_a_running_standby_with_another_slot(pair, run_module):
+    pair.primary.sql("SELECT pg_create_physical_replication_slot('hotspare_other', true)")
+    result = run_module("pg_rebuild", wanted(pair.primary, pair.standby, slot="hotspare_other"))
+    assert (result["method"], result["changed"]) == ("follow", True), result
+    assert pair.streams()
+    assert pair.standby.sql("SELECT slot_name FROM pg_stat_wal_receiver") == "hotspare_other"
+
+
+def test_a_streaming_standby_needs_no_confirmation(pair, run_module):
+    before = footprint(pair.standby)
+    result = run_module("pg_rebuild", wanted(pair.primary, pair.standby, confirm=None))
+    assert (result["method"], result["changed"]) == ("none", False), result
+    assert footprint(pair.standby)[0] == before[0]
+
+
+def test_follow_of_a_crashed_standby(pair, run_module):
+    pair.primary.write("before")
+    eventually(pair.in_step)
+    pair.standby.crash()
+    pair.primary.write("after")
+    eventually(lambda: pair.primary.sql("SELECT bool_or(active) FROM pg_replication_slots") == "f")
+    result = run_module("pg_rebuild", wanted(pair.primary, pair.standby))
+    assert (result["method"], result["changed"]) == ("follow", True), result
+    assert_streams(pair.primary, pair.standby)
+
+
+def test_auto_conf_does_not_win(pair, run_module):
+    old, new = switch_over(pair)
+    with (old.data / "postgresql.auto.conf").open("a") as file:
+        file.write("primary_conninfo = 'host=192.0.2.1'\nprimary_slot_name = 'other'\nwork_mem = '5MB'\n")
+    result = run_module("pg_rebuild", wanted(new, old))
+    assert result["method"] == "follow", result
+    assert_streams(new, old)
+    assert old.sql("SHOW work_mem") == "5MB"
+
+
+def test_standby_with_more_wal_than_the_primary(lab, run_module):
+    """A second standby received, and had not replayed, WAL that the promoted one never got."""
+    one, two, three = lab.node("db-one"), lab.node("db-two"), lab.node("db-three")
+    one.start()
+    lab.follow(one, two)
+    lab.follow(one, three)
+    one.write("all")
+    eventually(Pair(one, two).in_step)
+    eventually(Pair(one, three).in_step)
+    two.stop()
+    three.sql("SELECT pg_wal_replay_pause()")
+    position = one.write("three only")
+    eventually(lambda: three.sql(f"SELECT pg_last_wal_receive_lsn() >= '{position}'") == "t")
+    three.stop()
+    one.crash()
+    two.start()
+    promote(two)
+    make_slot(two, three)
+    result = run_module("pg_rebuild", wanted(two, three))
+    assert not result.get("failed"), result
+    assert result["method"] in ("basebackup", "rewind"), result
+    assert_streams(two, three, timeline=2)
+    assert "three only" not in three.notes()
+
+
+# --- rewinding -------------------------------------------------------------------------------------------------------
+
+
+def test_rewind_in_four_steps(diverged, four_steps):
+    old, new = diverged
+    with (old.data / "postgresql.auto.conf").open("a") as file:
+        file.write("work_mem = '5MB'\n")
+    new.sql("ALTER SYSTEM SET primary_conninfo = 'host=192.0.2.1'")
+    results = four_steps("pg_rebuild", wanted(new, old), lambda: (old.running, beside(old, "diverged")))
+    assert [result["method"] for result in results] == ["rewind", "rewind", "none", "none"]
+    assert_streams(new, old, timeline=2)
+    assert old.notes()[:2] == ["both", "new"]
+    assert old.sql("SHOW work_mem") == "5MB", "the node's own ALTER SYSTEM is kept"
+    assert "192.0.2.1" not in (old.data / "postgresql.auto.conf").read_text()
+    (evidence,) = beside(old, "diverged")
+    said = (old.data.parent / evidence / "pg_waldump.txt").read_text()
+    assert said.count("desc: COMMIT") == 3
+    assert any(step["detail"].startswith("3 commits") for step in results[1]["steps"]), results[1]["steps"]
+    assert beside(old, "before") == []
+
+
+def test_rewind_of_a_crashed_primary(pair, run_module):
+    old, new = pair.primary, pair.standby
+    old.write("both")
+    eventually(pair.in_step)
+    new.stop()
+    old.write("lost")
+    old.crash()
+    new.start()
+    promote(new)
+    new.write("new")
+    make_slot(new, old)
+    result = run_module("pg_rebuild", wanted(new, old))
+    assert result["method"] == "rewind", result
+    assert "crash recovery" in [step["name"] for step in result["steps"]]
+    assert_streams(new, old, timeline=2)
+    assert old.notes()[:2] == ["both", "new"]
+
+
+def test_rewind_of_a_diverged_standby_that_runs(diverged, run_module):
+    """The old primary was just started with standby.signal: it runs, is a standby, and can never follow."""
+    old, new = diverged
+    execute("touch", str(old.data / "standby.signal"))
+    old.start()
+    assert old.sql("SELECT pg_is_in_recovery()") == "t"
+    result = run_module("pg_rebuild", wanted(new, old))
+    assert result["method"] == "rewind", result
+    assert result["steps"][0]["name"] == "stop"
+    assert_streams(new, old, timeline=2)
+
+
+def test_rewind_to_an_older_timeline(pair, run_module):
+    """The standby was promoted by mistake; the primary stayed the primary."""
+    old, new = pair.standby, pair.primary
+    new.write("both")
+    eventually(pair.in_step)
+    promote(old)
+    old.write("mistake")
+    old.stop()
+    new.write("right")
+    result = run_module("pg_rebuild", wanted(new, old))
+    assert result["method"] == "rewind", result
+    assert_streams(new, old, timeline=1)
+    assert "mistake" not in old.notes()
+
+
+def test_no_checkpoint_no_rewind(pair, run_module, bin_directory):
+    old, new = pair.primary, pair.standby
+    old.write("both")
+    eventually(pair.in_step)
+    new.stop()
+    old.write("lost")
+    old.stop()
+    new.start()
+    with open(new.instance.config_file, "a", encoding="utf-8") as file:
+        file.write("checkpoint_timeout = 1h\ncheckpoint_completion_target = 0.9\n")
+    new.sql("SELECT pg_reload_conf()")
+    # A promotion asks for a checkpoint itself; a frozen checkpointer keeps pg_control on the old timeline.
+    checkpointer = int(new.sql("SELECT pid FROM pg_stat_activity WHERE backend_type = 'checkpointer'"))
+    os.kill(checkpointer, signal.SIGSTOP)
+    try:
+        new.sql("SELECT pg_promote()")
+        make_slot(new, old)
+        result = assert_refused(run_module, wanted(new, old), old, "source_checkpoint")
+        assert "run CHECKPOINT there" in result["msg"]
+    finally:
+        os.kill(checkpointer, signal.SIGCONT)
+
+
+@pytest.mark.parametrize("way", ["hints", "rights"])
+def test_rewind_impossible_is_a_copy(diverged, run_module, way):
+    old, new = diverged
+    if way == "rights":
+        new.sql("REVOKE EXECUTE ON FUNCTION pg_read_binary_file(text) FROM replicator")
+    else:
+        configuration = Path(old.instance.config_file)
+        configuration.write_text(configuration.read_text().replace("wal_log_hints = on", "wal_log_hints = off"))
+        old.program("pg_checksums", "--disable", "--no-sync", "-D", str(old.data))
+        old.start()
+        old.stop()
+    refused = assert_refused(run_module, wanted(new, old, method="rewind"), old, "method")
+    assert "pg_rewind is not possible" in refused["msg"]
+    result = run_module("pg_rebuild", wanted(new, old))
+    assert result["method"] == "basebackup", result
+    assert "pg_rewind is not possible" in result["reason"]
+    assert_streams(new, old, timeline=2)
+    (aside,) = beside(old, "before")
+    assert result["kept"] == [str(old.data.parent / aside)]
+    assert (old.data.parent / aside / "PG_VERSION").exists()
+
+
+@pytest.mark.parametrize("when", ["dry-run", "for real"])
+def test_rewind_that_fails_is_a_copy(diverged, run_module, lab, when):
+    old, new = diverged
+    test = "--dry-run" if when == "dry-run" else "-never"
+    script = f'case "$*" in *{test}*) echo "error: no such WAL" >&2; exit 1;; *--dry-run*) exec {{real}} "$@";; esac; '
+    script += "echo 'error: half way' >&2; exit 1"
+    broken = throttled(old, lab.directory / "bin", "pg_rewind", script)
+    args = wanted(new, old, bin_directory=broken)
+    forced = run_module("pg_rebuild", {**args, "method": "rewind"})
+    assert forced.get("failed") and "pg_rewind" in forced["msg"], forced
+    assert not (old.data.parent / "data.rewinding").exists()
+    if when == "dry-run":
+        # It has its name back, and cannot start as a primary.
+        assert (old.data / "standby.signal").exists()
+        assert old.control("Database cluster state") == "shut down"
+    else:
+        assert not old.data.exists()
+        assert len(beside(old, "before")) == 1
+    result = run_module("pg_rebuild", args)
+    assert result["method"] == "basebackup", result
+    assert_streams(new, old, timeline=2)
+    assert len(beside(old, "before")) == 1
+
+
+def test_rewind_killed_half_way_is_a_copy(diverged, run_module, lab):
+    old, new = diverged
+    mark = lab.directory / "mark"
+    script = f'case "$*" in *--dry-run*) exec {{real}} "$@";; esac; touch {mark}; sleep 60'
+    slow = throttled(old, lab.directory / "bin", "pg_rewind", script)
+    args = wanted(new, old)
+    kill_module_when({**args, "bin_directory": slow}, mark.exists)
+    assert not old.data.exists()
+    assert beside(old, "rewinding") == ["data.rewinding"]
+    result = run_module("pg_rebuild", {**args, "confirm": None})
+    assert result["method"] == "basebackup", result
+    assert "interrupted pg_rewind" in result["reason"]
+    assert_streams(new, old, timeline=2)
+    assert len(beside(old, "before")) == 1
+
+
+# --- copies of nodes that hold data ----------------------------------------------------------------------------------
+
+
+def test_base_backup_keeps_the_old_directory(diverged, four_steps):
+    old, new = diverged
+    inode = old.data.stat().st_ino
+    args = wanted(new, old, method="basebackup")
+    results = four_steps("pg_rebuild", args, lambda: (old.running, beside(old, "before")))
+    assert [result["method"] for result in results] == ["basebackup", "basebackup", "none", "none"]
+    assert_streams(new, old, timeline=2)
+    (aside,) = beside(old, "before")
+    assert (old.data.parent / aside).stat().st_ino == inode
+
+
+def test_follow_impossible_without_wal_is_a_copy(pair, run_module):
+    """The slot went away and the WAL that the standby needs with it."""
+    primary, standby = pair.primary, pair.standby
+    standby.stop()
+    eventually(lambda: primary.sql("SELECT bool_or(active) FROM pg_replication_slots") == "f")
+    primary.sql(f"SELECT pg_drop_replication_slot('{standby.slot}')")
+    for _ in range(3):
+        primary.sql("INSERT INTO ledger (note) VALUES ('x'); SELECT pg_switch_wal();")
+    primary.sql("CHECKPOINT")
+    make_slot(primary, standby)
+    result = run_module("pg_rebuild", wanted(primary, standby))
+    assert result["method"] == "basebackup", result
+    assert "needs WAL from" in result["reason"]
+    assert_streams(primary, standby)
+
+
+def test_two_primaries_on_one_timeline(lab, run_module):
+    """Both wrote timeline 1 from the same start: no LSN tells them apart, and none is followed or rewound."""
+    one, two = lab.node("db-one"), lab.node("db-two")
+    two.start()
+    two.write("two's")
+    two.stop()
+    one.start()
+    for _ in range(20):
+        one.write("one's")
+    make_slot(one, two)
+    result = assert_refused(run_module, wanted(one, two), two, "method")
+    assert "no LSN can tell" in result["msg"]
+    result = run_module("pg_rebuild", wanted(one, two, method="basebackup"))
+    assert result["method"] == "basebackup", result
+    assert_streams(one, two)
+
+
+def test_standby_ahead_on_the_same_timeline(pair, run_module):
+    """The primary lost what the standby has."""
+    primary, standby = pair.primary, pair.standby
+    primary.write("both")
+    primary.stop()
+    copy = primary.data.parent / "copy"
+    shutil.copytree(primary.data, copy, symlinks=True)
+    primary.start()
+    eventually(pair.streams)
+    for note in range(5):
+        primary.write(f"lost {note}")
+    eventually(pair.in_step)
+    standby.stop()
+    primary.stop()
+    shutil.rmtree(primary.data)
+    copy.rename(primary.data)
+    execute("chown", "-R", "postgres:", str(primary.data), account="root")
+    primary.start()
+    result = assert_refused(run_module, wanted(primary, standby), standby, "method")
+    assert "more than the primary" in result["msg"]
+
+
+# --- refusals --------------------------------------------------------------------------------------------------------
+
+
+def test_refuses_the_primary_itself(pair, run_module):
+    make_slot(pair.primary, pair.primary)
+    refused = assert_refused(run_module, wanted(pair.primary, pair.primary), pair.primary, "node_not_primary")
+    assert "source_other" in failed(refused)
+
+
+def test_refuses_a_running_primary(lab, run_module):
+    one, two = lab.node("db-one"), lab.node("db-two")
+    one.start()
+    two.start()
+    make_slot(one, two)
+    assert_refused(run_module, wanted(one, two), two, "node_not_primary", others=[one])
+
+
+def test_refuses_a_source_that_is_a_standby(pair, lab, run_module):
+    node = lab.node("db-three", data=False)
+    assert_refused(run_module, wanted(pair.standby, node, confirm=None), node, "source_primary", others=[pair.standby])
+
+
+def test_refuses_another_cluster(bare, lab, run_module):
+    primary, node = bare
+    options = ["--no-sync", "--username=postgres", "--auth=peer", "-D", str(node.data)]
+    node.program("initdb", *options)
+    assert_refused(run_module, wanted(primary, node), node, "system_identifier")
+    shutil.rmtree(node.data)
+    args = wanted(primary, node, system_identifier="7000000000000000000")
+    assert_refused(run_module, args, node, "system_identifier")
+
+
+@pytest.mark.parametrize("confirm", [None, "db-two", "DB-ONE"])
+def test_refuses_without_the_right_confirmation(diverged, run_module, confirm):
+    old, new = diverged
+    assert_refused(run_module, wanted(new, old, confirm=confirm), old, "confirm")
+
+
+def test_refuses_with_clients(pair, run_module):
+    where = ["-h", pair.standby.instance.socket_directory, "-p", str(pair.standby.instance.port), "-d", "postgres"]
+    client = subprocess.Popen(
+        ["runuser", "-u", "postgres", "--", pair.standby.instance.program("psql"), "-XAtq", *where],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd="/",
+    )
+    try:
+        client.stdin.write(b"SELECT 1;\n")
+        client.stdin.flush()
+        client.stdout.readline()
+        args = wanted(pair.primary, pair.standby, application_name="another")
+        before = pair.standby.postmaster
+        for check in (True, False):
+            result = run_module("pg_rebuild", args, check=check)
+            assert failed(result) == {"clients"}, result
+        assert pair.standby.postmaster == before
+        assert pair.streams()
+    finally:
+        client.stdin.close()
+        client.wait()
+
+
+def test_refuses_with_a_standby_of_its_own(pair, lab, run_module):
+    lab.follow(pair.standby, lab.node("db-three"))
+    args = wanted(pair.primary, pair.standby, application_name="another")
+    assert failed(run_module("pg_rebuild", args)) == {"senders"}
+    assert pair.streams()
+
+
+def test_refuses_a_frozen_source(diverged, run_module):
+    old, new = diverged
+    new.freeze()
+    try:
+        result = assert_refused(run_module, wanted(new, old), old, "source_answers")
+        assert "cannot connect" in result["msg"]
+    finally:
+        new.thaw()
+
+
+def test_refuses_a_frozen_node(pair, run_module):
+    pair.standby.freeze()
+    try:
+        assert_refused(run_module, wanted(pair.primary, pair.standby), pair.standby, "node_known")
+    finally:
+        pair.standby.thaw()
+
+
+def test_refuses_orphans(pair, lab, run_module):
+    """Its postmaster was killed, its backends live on and could still commit."""
+    standby = pair.standby
+    children = [pid for pid in standby.processes() if pid != standby.postmaster]
+    standby.freeze()
+    os.kill(standby.postmaster, signal.SIGKILL)
+    try:
+        eventually(lambda: sorted(standby.processes()) == sorted(children))
+        assert_refused(run_module, wanted(pair.primary, standby), standby, "processes")
+    finally:
+        for pid in children:
+            os.kill(pid, signal.SIGKILL)
+
+
+def test_refuses_without_a_slot(diverged, run_module):
+    old, new = diverged
+    result = assert_refused(run_module, wanted(new, old, slot="hotspare_none"), old, "slot")
+    assert "there is no slot hotspare_none" in result["msg"]
+
+
+def test_refuses_a_slot_that_another_has(pair, lab, run_module):
+    node = lab.node("db-three", data=False)
+    args = wanted(pair.primary, node, slot=pair.standby.slot, confirm=None)
+    assert "is in use by process" in assert_refused(run_module, args, node, "slot")["msg"]
+
+
+def test_refuses_a_lost_slot(bare, run_module):
+    primary, node = bare
+    primary.sql("ALTER SYSTEM SET max_slot_wal_keep_size = '1MB'")
+    primary.sql("SELECT pg_reload_conf()")
+    for _ in range(4):
+        primary.sql("INSERT INTO ledger (note) VALUES ('x'); SELECT pg_switch_wal();")
+    primary.sql("CHECKPOINT")
+    assert primary.sql("SELECT wal_status FROM pg_replication_slots") == "lost"
+    assert "is lost" in assert_refused(run_module, wanted(primary, node, confirm=None), node, "slot")["msg"]
+
+
+def test_refuses_a_slot_that_holds_no_wal(bare, run_module):
+    primary, node = bare
+    primary.sql("SELECT pg_create_physical_replication_slot('hotspare_empty')")
+    assert_refused(run_module, wanted(primary, node, confirm=None, slot="hotspare_empty"), node, "slot")
+
+
+def test_refuses_occupied_tablespaces_and_wal_links(diverged, run_module, lab):
+    old, new = diverged
+    place = lab.directory / "space"
+    execute("mkdir", str(place))
+    new.sql(f"CREATE TABLESPACE far LOCATION '{place}'")
+    shutil.move(old.data / "pg_wal", old.data.parent / "wal")
+    (old.data / "pg_wal").symlink_to(old.data.parent / "wal")
+    args = wanted(new, old, method="basebackup")
+    assert_refused(run_module, args, old, "tablespaces", "wal_directory", others=[new])
+
+
+def test_refuses_an_unconfigured_node(bare, run_module):
+    primary, node = bare
+    args = wanted(primary, node, confirm=None, config_file=str(node.data.parent / "nowhere" / "postgresql.conf"))
+    assert_refused(run_module, args, node, "configuration")
+
+
+def test_refuses_a_configuration_inside(diverged, run_module):
+    old, new = diverged
+    execute("cp", "-r", *map(str, Path(old.instance.config_file).parent.iterdir()), str(old.data))
+    args = wanted(new, old, config_file=str(old.data / "postgresql.conf"))
+    assert_refused(run_module, args, old, "directory")
+
+
+def test_refuses_foreign_data(bare, run_module):
+    primary, node = bare
+    execute("mkdir", "-p", str(node.data / "photographs"))
+    assert_refused(run_module, wanted(primary, node), node, "node_known")
+
+
+def test_start_that_cannot_stream_says_why(pair, run_module):
+    """pg_hba lets the account ask, but not replicate by the time the standby starts."""
+    old, new = switch_over(pair)
+    hba = Path(new.instance.config_file).parent / "pg_hba.conf"
+    # IDENTIFY_SYSTEM is asked as hotspare; the standby comes from the same address: only the slot can be taken away.
+    result = run_module("pg_rebuild", wanted(new, old, start=False))
+    assert result["changed"], result
+    hba.write_text(hba.read_text().replace("host  replication replicator", "#"))
+    new.sql("SELECT pg_reload_conf()")
+    refused = run_module("pg_rebuild", wanted(new, old, timeout=3))
+    assert failed(refused) == {"source_answers"}
+    assert not old.running
+    assert "pg_hba.conf" in refused["msg"]
+
+
+# --- removing what was kept ------------------------------------------------------------------------------------------
+
+
+def test_cleaned_in_four_steps(diverged, run_module, four_steps):
+    old, new = diverged
+    assert run_module("pg_rebuild", wanted(new, old, method="basebackup"))["kept"]
+    keep = old.data.parent / "data.before-tomorrow"
+    execute("mkdir", str(keep))
+    args = {**old.params, "state": "cleaned", "confirm": "db-one"}
+    check, done, *_ = four_steps("pg_rebuild", args, lambda: beside(old, "before"))
+    assert check["removed"] == done["removed"] and len(done["removed"]) == 1
+    assert beside(old, "before") == [keep.name], "only names of our making are removed"
+    assert_streams(new, old)
+
+
+@pytest.mark.parametrize("way", ["confirm", "link", "server"])
+def test_cleaned_refuses(diverged, run_module, way):
+    old, new = diverged
+    aside = old.data.parent / "data.before-20260101T000000Z"
+    args = {**old.params, "state": "cleaned", "confirm": "db-one"}
+    if way == "link":
+        aside.symlink_to(new.data)
+    elif way == "confirm":
+        execute("mkdir", str(aside))
+        args["confirm"] = "db-two"
+    else:
+        execute("cp", "-a", str(old.data), str(aside))
+        where = ["-D", str(aside), "-l", f"{old.data}.log", "-o"]
+        options = f"-c config_file={old.instance.config_file} -c data_directory={aside}"
+        old.program("pg_ctl", "start", "-w", *where, options)
+    for check in (True, False):
+        result = run_module("pg_rebuild", args, check=check)
+        assert result.get("failed") and "nothing was removed" in result["msg"], result
+    assert aside.exists()
+    assert new.notes()
