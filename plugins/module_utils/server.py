@@ -21,11 +21,12 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from . import controldata
 from .controldata import ControlData
-from .shell import HotspareError, as_account, remove_durably, run, write_durably
+from .shell import CommandError, HotspareError, as_account, remove_durably, run, write_durably
 
 DEBIAN_ROOT = "/usr/lib/postgresql"
 POLL_SECONDS = 0.1
 LOG_LINES = 15
+LOG_BYTES = 20000
 PROGRAM_SECONDS = 30  # for pg_ctl, systemctl and postgres -C, which answer at once or never
 CLEAN_STATES = ("shut down", "shut down in recovery")
 UPSTREAM_SETTINGS = ("primary_conninfo", "primary_slot_name")
@@ -433,7 +434,8 @@ def stop(instance: Instance, mode: str = "fast", timeout: float = 60) -> dict[st
     """
     began = time.monotonic()
     unit = _unit_state(instance)
-    if process_id(instance) is not None and (unit is None or mode == "immediate"):
+    if process_id(instance) is not None and (unit != "active" or mode == "immediate"):
+        # systemd would end a unit that is still activating by SIGTERM: a smart shutdown, which waits for all clients.
         # Not waited for, and not checked: it may just have gone. What counts is seen below.
         arguments = ["stop", "--no-wait", "--mode", mode, "--pgdata", instance.data_directory]
         run([instance.program("pg_ctl"), *arguments], account=instance.account, timeout=PROGRAM_SECONDS, check=False)
@@ -472,20 +474,22 @@ def start(instance: Instance, timeout: float = 60) -> dict[str, Any]:
                 log=log_tail(instance),
             )
         time.sleep(POLL_SECONDS)
+    log = _log_path(instance)
+    log_mark = os.path.getsize(log) if os.path.exists(log) else 0
     if process_id(instance) is None:
         _launch(instance, max(1.0, timeout - (time.monotonic() - began)))
-    return _await_connections(instance, began, timeout)
+    return _await_connections(instance, began, timeout, log_mark)
 
 
-def _await_connections(instance: Instance, began: float, timeout: float) -> dict[str, Any]:
+def _await_connections(instance: Instance, began: float, timeout: float, log_mark: int = 0) -> dict[str, Any]:
     detail = "it is starting"
     while True:
         launching = _unit_state(instance) in ("activating", "deactivating")  # before the process is looked for
         pid = process_id(instance)
         if pid is None and not launching:
-            log = log_tail(instance)
-            fatal = [line for line in log if re.search("FATAL|PANIC|could not", line)] or log
-            reason = fatal[-1] if fatal else "its log is empty"
+            log = log_tail(instance, log_mark)
+            fatal = [line for line in log if re.search("FATAL|PANIC", line)] or log
+            reason = fatal[-1] if fatal else "it logged nothing"
             raise HotspareError(f"PostgreSQL of {instance} did not start: {reason}; see `log`", log=log)
         if pid is not None and _postmaster_status(instance) in ("ready", "standby"):
             try:
@@ -505,7 +509,7 @@ def _await_connections(instance: Instance, began: float, timeout: float) -> dict
     raise HotspareError(
         f"PostgreSQL of {instance} took no connections within {timeout:g} seconds ({detail}): see `log`, or allow it "
         "more time for its crash recovery",
-        log=log_tail(instance),
+        log=log_tail(instance, log_mark),
         node=summary(instance),
     )
 
@@ -516,39 +520,52 @@ def reload(instance: Instance) -> None:
     run([instance.program("pg_ctl"), *arguments], account=instance.account, timeout=PROGRAM_SECONDS)
 
 
-def log_tail(instance: Instance, lines: int = LOG_LINES) -> list[str]:
-    """The last lines of the server's log, as far as it is found; for messages."""
-    debian = re.fullmatch(r"postgresql@(\d+)-(.+?)(?:\.service)?", instance.service or "")
-    path = f"{instance.data_directory}.log"
-    if debian:
-        path = f"/var/log/postgresql/postgresql-{debian.group(1)}-{debian.group(2)}.log"
+def log_tail(instance: Instance, position: int = 0) -> list[str]:
+    """The last lines of the server's log that begin after `position` bytes, as far as it is found; for messages."""
+    try:
+        with open(_log_path(instance), "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            file.seek(max(position if position <= size else 0, size - LOG_BYTES))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        if instance.service is None:
+            return []
+        arguments = ["--unit", instance.service, "--lines", str(LOG_LINES), "--output=cat", "--no-pager"]
+        text = run(["journalctl", *arguments], check=False, timeout=PROGRAM_SECONDS).stdout
+    return [line.strip() for line in text.splitlines() if line.strip()][-LOG_LINES:]
+
+
+def _log_path(instance: Instance) -> str:
     collected = re.search(r"^stderr (.+)$", _read(instance.path("current_logfiles")) or "", re.MULTILINE)
     if collected:
-        path = os.path.join(instance.data_directory, collected.group(1))
-    text = _read_end(path)
-    if text is None and instance.service:
-        arguments = ["--unit", instance.service, "--lines", str(lines), "--output=cat", "--no-pager"]
-        text = run(["journalctl", *arguments], check=False, timeout=PROGRAM_SECONDS).stdout
-    return [line.strip() for line in (text or "").splitlines() if line.strip()][-lines:]
+        return os.path.join(instance.data_directory, collected.group(1))
+    debian = re.fullmatch(r"postgresql@(\d+)-(.+?)(?:\.service)?", instance.service or "")
+    if debian:
+        return f"/var/log/postgresql/postgresql-{debian.group(1)}-{debian.group(2)}.log"
+    return f"{instance.data_directory}.log"
 
 
-def _read_end(path: str) -> str | None:
+def require_configuration(instance: Instance) -> None:
+    """HotspareError unless the configuration can be read and is this node's: before a stop, not after it."""
     try:
-        with open(path, "rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - 20000))
-            return file.read().decode(errors="replace")
-    except OSError:  # only for a message
-        return None
-
-
-def _launch(instance: Instance, timeout: float) -> None:
-    # A configuration copied from another node names that node's directory, and -D would not win over it.
-    named = effective_setting(instance, "data_directory")
+        named = effective_setting(instance, "data_directory")
+    except CommandError as error:
+        # The line before the last says what is wrong, the last one only that something is.
+        lines = [re.sub(r"^.*?(LOG|FATAL|ERROR):\s+", "", line) for line in error.stderr.splitlines()[:2]]
+        raise HotspareError(
+            f"the configuration of {instance} cannot be used: {'; '.join(lines) or error.message}; mend it, and see "
+            f"what `postgres -C data_directory` says of {instance.configuration}"
+        ) from error
+    # One copied from another node names that node's directory, and -D would not win over it.
     if os.path.realpath(named) != os.path.realpath(instance.data_directory):
         raise HotspareError(
             f"{instance.configuration} belongs to the data directory {named}, not to {instance}: mend its "
             "`data_directory`, or name the right `config_file`"
         )
+
+
+def _launch(instance: Instance, timeout: float) -> None:
+    require_configuration(instance)
     if instance.service is not None:
         # A unit that failed too often refuses to start until this; it fails for one that never did.
         run(["systemctl", "reset-failed", instance.service], timeout=PROGRAM_SECONDS, check=False)
@@ -859,6 +876,7 @@ def bring_to(
     starts = state == "restarted" or (state == "started" and not running)
     stops = running and state in ("stopped", "restarted")
     if starts:
+        require_configuration(instance)
         _require_start_role(instance, role, mode if running else None)
     elif running and role is not None and state != "stopped":
         _require_running_role(instance, role)
