@@ -111,8 +111,12 @@ def installed_versions() -> list[int]:
 def data_directory_kind(instance: Instance) -> str:
     """`absent`, `empty`, `cluster` (PG_VERSION and pg_control are there) or `foreign`; HotspareError = unknown."""
     try:
-        if not os.path.lexists(instance.data_directory):
-            return "absent"
+        os.lstat(instance.data_directory)  # os.path.lexists calls a disk that fails absent
+    except FileNotFoundError:
+        return "absent"
+    except OSError as error:
+        raise _unreadable(instance.data_directory, error) from error
+    try:
         if not os.path.isdir(instance.data_directory):
             return "foreign"
         if not os.listdir(instance.data_directory):
@@ -489,7 +493,7 @@ def _await_connections(instance: Instance, began: float, timeout: float, log_mar
         if pid is None and not launching:
             log = log_tail(instance, log_mark)
             fatal = [line for line in log if re.search("FATAL|PANIC", line)] or log
-            reason = fatal[-1] if fatal else "it logged nothing"
+            reason = re.sub(r"^.*?(?=FATAL|PANIC)", "", fatal[-1]) if fatal else "it logged nothing"
             raise HotspareError(f"PostgreSQL of {instance} did not start: {reason}; see `log`", log=log)
         if pid is not None and _postmaster_status(instance) in ("ready", "standby"):
             try:

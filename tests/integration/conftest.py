@@ -34,7 +34,6 @@ from ansible_collections.hotspare.postgresql.plugins.module_utils.shell import a
 ACCOUNT = "postgres"
 USER = "replicator"
 PASSWORD = "o'clock 100%:\\é"  # what a user may choose
-COLLECTIONS = Path(__file__).resolve().parents[2] / ".cache" / "collections"
 PACKAGE = "ansible_collections.hotspare.postgresql.plugins.modules"
 SLOW_SECONDS = 30  # waited for at most, on a busy machine
 
@@ -359,7 +358,7 @@ def _run_module(name: str, args: dict[str, Any], check: bool = False, timeout: f
         input=payload,
         env={
             "PATH": os.environ["PATH"],
-            "PYTHONPATH": str(COLLECTIONS),
+            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
             "HOME": "/root",
             "LC_ALL": "C.UTF-8",
             **hostile,
