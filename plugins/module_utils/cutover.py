@@ -250,7 +250,7 @@ def _plan_finish(plan: FailoverPlan, nodes: Mapping[str, State], primary: str) -
         }
     )
     if plan["nothing_to_do"]:
-        plan["reason"] += f", and {listed(standbys)} stream from it" if standbys else ""
+        plan["reason"] += f", attached: {listed(standbys)}" if standbys else ""
     for name in plan["needs_rebuild"]:
         plan["report"].append(f"{name} is stopped: run rebuild_standby.yml -e node={name} -e confirm={name}")
     plan["checks"].append(check("target_is_primary", True, f"{primary} runs as primary"))
@@ -278,6 +278,8 @@ def _attached(nodes: Mapping[str, State], primary: str, name: str) -> bool:
 
 def _plan_promote(plan: FailoverPlan, nodes: Mapping[str, State], target: str | None, prefix: str) -> None:
     """Nobody is primary. Only a cleanly stopped former primary lets a planned cutover go on."""
+    if not any(has_data(state) for state in nodes.values()):
+        raise _Refusal("no node holds data: build the cluster with site.yml first")
     stopped = [n for n in _role(nodes, "stopped") if n != target]
     clean = [n for n in stopped if stopped_cleanly_as_primary(nodes[n])]
     if target and stopped_cleanly_as_primary(nodes[target]):
@@ -654,8 +656,7 @@ def _forced(
     if chosen is None or chosen not in standbys:
         plan["checks"].append(comparison)
         if chosen is not None:
-            role, why = nodes[chosen]["role"], nodes[chosen].get("reason") or "not running"
-            raise _Refusal(f"target {chosen} is {role} ({why}), only a running standby can become primary")
+            _standby_target(nodes, chosen, None)
         return
     old = _presumed_primary(nodes, chosen, addresses)
     followers = [n for n in standbys if n != chosen]

@@ -362,11 +362,11 @@ def site_plan(seen: Topology, bootstrap_primary: str | None, members: Iterable[s
     return plan
 
 
-def _contradictions(seen: Topology) -> list[str]:
+def _contradictions(seen: Topology, but: str | None = None) -> list[str]:
     return [
         f"{p['node']}: {p['detail']}" if p["node"] else p["detail"]
         for p in seen["problems"]
-        if p["severity"] == "error" and p["code"] in CONTRADICTIONS
+        if p["severity"] == "error" and p["code"] in CONTRADICTIONS and (but is None or p["node"] != but)
     ]
 
 
@@ -539,7 +539,7 @@ def rebuild_plan(seen: Topology, node: str | None, confirm: str | None) -> Rebui
             plan["reason"] = f"{name} is not a member of the cluster ({members})"
         return plan
     checks = _rebuild_node_checks(name, nodes[name], confirm)
-    checks.append(_one_primary_check(name, others))
+    checks += [_one_primary_check(name, others), _others_agree_check(seen, name)]
     if primary:
         checks += _rebuild_pair_checks(nodes, name, primary)
     checks += _rebuild_warnings(seen, name, primary)
@@ -588,6 +588,12 @@ def _one_primary_check(name: str, others: list[str]) -> Check:
         return check("one_primary", True, f"{others[0]} is the primary")
     found = f"{listed(others)} all run as primary" if others else f"no other node than {name} runs as primary"
     return check("one_primary", False, f"{found}: there must be exactly one to copy from")
+
+
+def _others_agree_check(seen: Topology, name: str) -> Check:
+    """What is wrong with the node itself is what a rebuild is for, and has checks of its own."""
+    found = _contradictions(seen, but=name)
+    return check("others_agree", not found, joined(found) or "the other nodes do not contradict each other")
 
 
 def _rebuild_pair_checks(nodes: Mapping[str, State], name: str, primary: str) -> list[Check]:

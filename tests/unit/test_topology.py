@@ -373,6 +373,8 @@ def test_what_may_be_rebuilt(second: dict[str, Any]) -> None:
         ([primary("db1"), stopped("db2", machine_id="machine-of-db1")], "another_server"),
         ([primary("db1"), stopped("db2", machine_id=None)], "another_server"),
         ([primary("db1"), absent("db2", "foreign")], "node_known"),
+        ([primary("db1"), stopped("db2"), absent("db3", "foreign")], "others_agree"),
+        ([primary("db1"), stopped("db2"), stopped("db3", timeline=2)], "others_agree"),
     ],
 )
 def test_what_may_not_be_rebuilt(states: list[dict[str, Any]], name: str) -> None:
