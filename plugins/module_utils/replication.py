@@ -13,6 +13,7 @@ import contextlib
 import glob
 import json
 import os
+import re
 import select
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,8 +32,9 @@ from .server import (
     installed_versions,
     major_version,
     process_id,
+    processes,
 )
-from .shell import HotspareError, as_account
+from .shell import HotspareError
 from .wal import format_lsn, parse_history, parse_lsn
 
 OLDEST_VERSION = 13
@@ -70,7 +72,7 @@ def read_state(instance: Instance, *, timeout: float = ASK_SECONDS) -> dict[str,
     """The record of one node; see RETURN of the module pg_replication_state for its fields and units.
 
     A server that is down, starting, frozen or absent is no error: `role` and `reason` say so. `timeout` (s) bounds the
-    connection and again the answer. HotspareError only when we are neither root nor the server's account.
+    connection and the answer together.
     """
     state = _blank(instance)
     state.update(_machine(instance), rebuild=_rebuild(instance.data_directory))
@@ -78,25 +80,27 @@ def read_state(instance: Instance, *, timeout: float = ASK_SECONDS) -> dict[str,
     try:
         state["data"] = data_directory_kind(instance)
         if state["data"] == "cluster":
-            with as_account(instance.account):
-                pass  # says at once, and in one sentence, that we may not
-            _read_directory(instance, state, extra)
-            if process_id(instance) is None:
-                _stopped(instance, state, extra)
-            else:
+            try:
+                running = process_id(instance) is not None
+            finally:
+                # After the process was looked for: without one pg_control is final.
+                _read_directory(instance, state, extra)
+            if running:
                 _running(instance, state, extra, timeout)
+            else:
+                _stopped(instance, state, extra)
         elif state["data"] == "foreign":
             _unknown(state, f"{instance.data_directory} holds files that are no PostgreSQL cluster; see what they are")
         else:
             state["role"] = "absent"
-    except _Unknown as error:
-        _unknown(state, str(error))
+    except HotspareError as error:
+        _unknown(state, error.message)
     state["history"] = _history(instance, state["timeline"])
     state["problems"] = sorted(extra + problems(state), key=severity_order)
     return state
 
 
-class _Unknown(Exception):
+class _Unknown(HotspareError):
     """The state cannot be told; the message is the reason."""
 
 
@@ -199,8 +203,8 @@ def _read_directory(instance: Instance, state: dict[str, Any], extra: list[dict[
         state["standby_signal"] = _exists(instance.path("standby.signal"))
         state["recovery_signal"] = _exists(instance.path("recovery.signal"))
         state["backup_label"] = _exists(instance.path("backup_label"))
-    except (HotspareError, OSError) as error:
-        raise _Unknown(f"{directory} cannot be read: {error}") from error
+    except OSError as error:
+        raise _Unknown(f"cannot read {directory}: {error.strerror}; run as root or {instance.account}") from error
     try:
         control = read_control(instance.bin_directory, directory, instance.account)
     except HotspareError as error:
@@ -237,6 +241,11 @@ def _exists(path: str) -> bool:
 
 
 def _stopped(instance: Instance, state: dict[str, Any], extra: list[dict[str, Any]]) -> None:
+    orphans = processes(instance)
+    if orphans:
+        raise _Unknown(
+            f"the postmaster of {instance} is gone and its processes {orphans} are there: they may still commit; end them"
+        )
     state["role"] = "stopped"
     _configured(instance, state, extra)
     links = sorted(glob.glob(os.path.join(glob.escape(instance.data_directory), "pg_tblspc", "*")))
@@ -275,8 +284,6 @@ def _running(instance: Instance, state: dict[str, Any], extra: list[dict[str, An
     except ConnectFailed as error:
         _not_answering(instance, state, extra, error)
         return
-    except HotspareError as error:
-        raise _Unknown(error.message) from error
     except TimeoutError as error:
         raise _Unknown(f"the server of {instance} runs and did not answer within {timeout:g} s: frozen?") from error
     if state["system_identifier"] not in (None, raw["system_identifier"]):
@@ -292,13 +299,23 @@ def _running(instance: Instance, state: dict[str, Any], extra: list[dict[str, An
 def _not_answering(
     instance: Instance, state: dict[str, Any], extra: list[dict[str, Any]], error: ConnectFailed
 ) -> None:
-    control_state = (state["control"] or {}).get("state")
-    if error.kind == "starting" and state["standby_signal"] and control_state == "in archive recovery":
-        # It has read standby.signal, so it cannot come up as a primary; what it streams nobody can ask.
-        state.update(role="standby", in_recovery=True, hot_standby=False, reason=error.message)
-        _configured(instance, state, extra)
-        return
-    raise _Unknown(error.message)
+    if error.kind != "starting" or not _started_as_standby(instance):
+        raise _Unknown(error.message)
+    # It may lack WAL for long. It can only come up as a standby; what it streams nobody can ask.
+    state.update(role="standby", in_recovery=True, hot_standby=False, reason=error.message)
+    _configured(instance, state, extra)
+
+
+def _started_as_standby(instance: Instance) -> bool:
+    """Whether standby.signal was there when the server that is starting now looked for it.
+
+    postmaster.opts is written right before that, and by each start; a promotion removes standby.signal.
+    """
+    try:
+        written = os.stat(instance.path("standby.signal")).st_ctime_ns
+        return written < os.stat(instance.path("postmaster.opts")).st_mtime_ns
+    except FileNotFoundError:
+        return False
 
 
 # --- a server that answers
@@ -371,6 +388,8 @@ SELECT json_build_object(
   'system_identifier', (SELECT system_identifier::text FROM pg_control_system()),
   'recovery_timeline', (SELECT min_recovery_end_timeline FROM pg_control_recovery()),
   'checkpoint_timeline', (SELECT timeline_id FROM pg_control_checkpoint()),
+  'segment_timeline', CASE WHEN pg_is_in_recovery() THEN
+    (SELECT max(left(name, 8)) FROM pg_ls_waldir() WHERE name ~ '^[0-9A-F]{{24}}$') END,
   'wal_file', CASE WHEN NOT pg_is_in_recovery() THEN pg_walfile_name(pg_current_wal_lsn()) END,
   'current', CASE WHEN NOT pg_is_in_recovery() THEN pg_current_wal_lsn() END,
   'insert', CASE WHEN NOT pg_is_in_recovery() THEN pg_current_wal_insert_lsn() END,
@@ -421,6 +440,7 @@ def running_record(
     streaming = receiver is not None and receiver["status"] == "streaming"
     timelines = [(control or {}).get("timeline"), raw["checkpoint_timeline"], raw["recovery_timeline"]]
     timelines.append((receiver or {}).get("received_tli"))
+    timelines.append(int(raw["segment_timeline"], 16) if raw.get("segment_timeline") else None)
     if standby:
         # WAL comes by the stream, else from the archive if there is one, else not at all.
         recovery = "streaming" if streaming else "archive" if raw["settings"]["restore_command"]["value"] else "none"
@@ -430,8 +450,8 @@ def running_record(
         "role": "standby" if standby else "primary",
         "server_version": raw["server_version"],
         "system_identifier": raw["system_identifier"],
-        # A standby's pg_control lags behind, and its receiver may be gone: each is a lower bound. A primary's names the
-        # old timeline until the first checkpoint after a promotion.
+        # A standby's pg_control lags behind, its receiver may be gone, and WAL that it received is named after its
+        # timeline: each is a lower bound. A primary's pg_control names the old one until it makes a checkpoint.
         "timeline": max(t for t in timelines if t is not None) if standby else int(raw["wal_file"][:8], 16),
         "in_recovery": standby,
         "hot_standby": True if standby else None,
@@ -493,11 +513,12 @@ def _upstream(conninfo: str, slot: str | None, extra: list[dict[str, Any]]) -> d
 def _receiver(row: Mapping[str, Any] | None) -> dict[str, Any] | None:
     if row is None:
         return None
-    used = _upstream(row.get("conninfo") or "", None, [])
+    # The view shows the connection string without any quotes, so it can only be searched.
+    name = re.search(r"(?:^| )application_name=(.*?)(?= \w+=|$)", row.get("conninfo") or "")
     return {
         **{name: row.get(name) for name in RECEIVER},
         "slot_name": row.get("slot_name") or None,
-        "application_name": used["application_name"] if used else None,
+        "application_name": name.group(1) if name else None,
         "silent_seconds": _seconds(row["silent_seconds"]),
     }
 
