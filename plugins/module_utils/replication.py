@@ -244,7 +244,7 @@ def _stopped(instance: Instance, state: dict[str, Any], extra: list[dict[str, An
     orphans = processes(instance)
     if orphans:
         raise _Unknown(
-            f"the postmaster of {instance} is gone and its processes {orphans} are there: they may still commit; end them"
+            f"the postmaster of {instance} is gone and its processes {orphans} are there and may commit: end them"
         )
     state["role"] = "stopped"
     _configured(instance, state, extra)
