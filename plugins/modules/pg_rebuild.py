@@ -109,7 +109,7 @@ seealso:
   - module: hotspare.postgresql.pg_replication_state
   - module: hotspare.postgresql.pg_promote
 author:
-  - hotspare contributors
+  - hotspare contributors (@hotspare)
 """
 
 EXAMPLES = r"""

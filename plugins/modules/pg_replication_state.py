@@ -111,7 +111,7 @@ attributes:
     description: Shows the upstream, C(standby.signal) and the slots before and after.
     support: full
 author:
-  - hotspare contributors
+  - hotspare contributors (@hotspare)
 """
 
 EXAMPLES = r"""
