@@ -216,20 +216,11 @@ class Lab:
 
 
 def find_json(output: str) -> dict[str, Any]:
-    """The JSON document that a playbook printed, in whatever form its callback shows it."""
-    decoder = json.JSONDecoder()
-    for match in re.finditer(r"\{", output):
-        try:
-            found, _ = decoder.raw_decode(output[match.start() :])
-        except ValueError:
-            continue
-        if isinstance(found, dict):
-            found = found.get("msg", found)
-            if isinstance(found, str):
-                found = json.loads(found)
-            if isinstance(found, dict) and "nodes" in found:
-                return found
-    raise AssertionError(f"no JSON with the nodes in: {output}")
+    """The document that status.yml prints with -e format=json."""
+    start = re.search(r"=> (?=\{\s*\"node_topology\")", output)
+    assert start, f"no topology in: {output}"
+    found: dict[str, Any] = json.JSONDecoder().raw_decode(output, start.end())[0]["node_topology"]
+    return found
 
 
 def wait_for(condition: Callable[[], bool], what: str, timeout: float = 60) -> None:
