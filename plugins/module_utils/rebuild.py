@@ -56,6 +56,7 @@ class Local:
     # A base backup of ours beside it: half, complete; in place: placed (not yet started), started. Not ours: foreign.
     seed: Optional[str] = None
     leftovers: Sequence[int] = ()  # programs of an interrupted run that still work on its copy
+    backup_label: bool = False  # a copy that was not started since it was made
     rewinding: bool = False  # an interrupted pg_rewind left its directory
     mount_point: bool = False
     wal_elsewhere: bool = False  # pg_wal is a symbolic link
@@ -164,6 +165,10 @@ def _natural(local: Local, source: Source) -> Decision:
         return Decision("basebackup", f"there is no data{left}")
     if local.seed == "placed":
         return Decision("follow", "the base backup of an interrupted run is in place and is started")
+    if local.backup_label and local.role == "stopped":
+        return Decision(
+            "basebackup", "backup_label shows a copy that was never recovered, and how far it goes is not known"
+        )
     here, there = local.position, source.timeline
     if here is None or there is None or source.history is None or source.flush_lsn is None:
         return Decision("refuse", "how the node and the primary are related is not known")
@@ -269,8 +274,9 @@ def guards(local: Local, source: Source, wish: Wish, decision: Decision) -> list
     if decision.method == "none":
         return found
     _guard_node(local, wish, decision, check)
-    check("method", decision.method != "refuse", f"{decision.method}: {decision.reason}", decision.reason)
     if source.error is None:
+        if local.role in ("standby", "stopped", "absent"):  # else the other checks say it better
+            check("method", decision.method != "refuse", f"{decision.method}: {decision.reason}", decision.reason)
         _guard_slot(local, source, wish, decision, check)
     if decision.method == "rewind":
         check(

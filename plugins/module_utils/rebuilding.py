@@ -139,8 +139,10 @@ def rebuild(job: Job, *, check_mode: bool = False) -> dict[str, Any]:
 
 
 def _look(job: Job) -> tuple[dict[str, Any], Local, Source, Decision]:
+    state = read_state(job.instance)
+    # After the node: what it had received by then, its primary has flushed by now.
     source = look_at_source(job.upstream, job.instance.account)
-    state, local, source = look_at_node(job, source)
+    local, source = look_at_node(job, state, source)
     decision = choose_method(local, source, job.wish.method)
     if decision.method == "basebackup" and local.seed != "complete" and source.error is None:
         source = _with_size(source, job)
@@ -163,6 +165,7 @@ def _changes(job: Job, local: Local, decision: Decision) -> bool:
 
 
 def _act(job: Job, local: Local, source: Source, decision: Decision, result: dict[str, Any]) -> bool:
+    result["changed"] = True
     if local.role == "standby":
         local, source, decision = _stop_and_look_again(job, result)
     _clear(job, local)
@@ -192,7 +195,6 @@ def _stop_and_look_again(job: Job, result: dict[str, Any]) -> tuple[Local, Sourc
         stopped = stop(job.instance, timeout=job.timeout)
         step["detail"] = stopped["control"].state
         _wait_until_gone(job)
-    result["changed"] = True
     deadline = time.monotonic() + SLOT_SECONDS
     while True:
         _, local, source, decision = _look(job)
@@ -223,15 +225,10 @@ def _fall_back(job: Job, result: dict[str, Any], error: RewindFailed) -> tuple[L
 def only_one(job: Job, check_mode: bool = False) -> Iterator[None]:
     """Hold the node's lock; HotspareError says who has it and since when. In check mode it is only looked at."""
     path = f"{LOCK_DIRECTORY}/hotspare-{hashlib.sha256(os.fsencode(job.real)).hexdigest()[:16]}.lock"
-    try:
-        descriptor = os.open(path, os.O_RDONLY if check_mode else os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-    except FileNotFoundError:
-        if not check_mode:
-            raise _no_lock(path, "its directory is missing") from None
+    descriptor = _open_lock(path, check_mode)
+    if descriptor is None:
         yield
         return
-    except OSError as error:
-        raise _no_lock(path, error.strerror) from error
     try:
         try:
             fcntl.flock(descriptor, (fcntl.LOCK_SH if check_mode else fcntl.LOCK_EX) | fcntl.LOCK_NB)
@@ -250,8 +247,18 @@ def only_one(job: Job, check_mode: bool = False) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _no_lock(path: str, reason: Optional[str]) -> HotspareError:
-    return HotspareError(f"cannot take the lock {path}: {reason}; run this as the account that ran it before, or root")
+def _open_lock(path: str, check_mode: bool) -> Optional[int]:
+    """None in check mode when nobody ever took it."""
+    flags = (os.O_RDONLY if check_mode else os.O_RDWR) | os.O_NOFOLLOW
+    try:
+        # O_CREAT only if it is missing: with it, Linux does not open another account's file in such a directory.
+        with contextlib.suppress(FileNotFoundError):
+            return os.open(path, flags)
+        return None if check_mode else os.open(path, flags | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise HotspareError(
+            f"cannot take the lock {path}: {error.strerror}; run this as root, or as the account that ran it before"
+        ) from error
 
 
 def _utc() -> str:
@@ -264,7 +271,7 @@ def _utc() -> str:
 
 # Everybody may ask this; without pg_read_all_stats `state` of a standby is NULL. A standby has no current LSN, and CASE
 # does not call what it does not choose.
-_SOURCE = """SET search_path = pg_catalog; SELECT json_build_object(
+_SOURCE = """SET timezone = 'UTC'; SET search_path = pg_catalog; SELECT json_build_object(
   'in_recovery', pg_is_in_recovery(),
   'flush', CASE WHEN NOT pg_is_in_recovery() THEN pg_current_wal_flush_lsn() END,
   'checkpoint_timeline', (SELECT timeline_id FROM pg_control_checkpoint()),
@@ -292,19 +299,23 @@ _SIZE = """SET search_path = pg_catalog; SELECT
 @contextlib.contextmanager
 def _asking(upstream: Upstream, account: str, replication: bool = False) -> Iterator[Any]:
     """A cursor on the primary; HotspareError also for a query that fails."""
+    parameters = {**upstream.parameters(), "dbname": "postgres", "application_name": "hotspare"}
+    with _cursor(
+        connect_conninfo(parameters, account=account, replication=replication), f"{upstream.host}:{upstream.port}"
+    ) as cursor:
+        yield cursor
+
+
+@contextlib.contextmanager
+def _cursor(connection: Any, where: str) -> Iterator[Any]:
     import psycopg2
 
-    parameters = {**upstream.parameters(), "dbname": "postgres", "application_name": "hotspare"}
-    connection = connect_conninfo(parameters, account=account, replication=replication)
     try:
         with contextlib.closing(connection), connection.cursor() as cursor:
-            cursor.execute("SHOW server_version_num") if replication else cursor.execute("SET timezone = 'UTC'")
             yield cursor
     except psycopg2.Error as error:
         reason = " ".join(str(error).split())
-        raise HotspareError(
-            f"{upstream.host}:{upstream.port} did not answer a question: {reason}; see its log"
-        ) from error
+        raise ConnectFailed(f"{where} did not answer a question: {reason}; see its log", "other") from error
 
 
 def look_at_source(upstream: Upstream, account: str) -> Source:
@@ -364,10 +375,9 @@ def _oldest(names: list[str], size: int) -> Optional[int]:
     return min(starts, default=None)
 
 
-def look_at_node(job: Job, source: Source) -> tuple[dict[str, Any], Local, Source]:
-    """The record of the node, what the decision needs of it, and the source with what can be told only together."""
+def look_at_node(job: Job, state: dict[str, Any], source: Source) -> tuple[Local, Source]:
+    """What the decision needs of a node with this record, and the source with what can be told only together."""
     instance, real = job.instance, job.real
-    state = read_state(instance)
     running = state["role"] in ("primary", "standby")
     control = _control(state["control"])
     here = None
@@ -408,6 +418,7 @@ def look_at_node(job: Job, source: Source) -> tuple[dict[str, Any], Local, Sourc
         processes=tuple(processes(instance)) if not running and state["data"] == "cluster" else (),
         receiving_slot=receiver.get("slot_name"),
         seed=_seed(job, source),
+        backup_label=has_signal(instance, "backup_label"),
         leftovers=_leftovers(job),
         rewinding=os.path.lexists(job.rewinding),
         mount_point=os.path.ismount(real),
@@ -419,11 +430,11 @@ def look_at_node(job: Job, source: Source) -> tuple[dict[str, Any], Local, Sourc
         occupied=[location for location in source.tablespaces if _occupied(location)],
     )
     if running and source.started is not None and state["hot_standby"] is not False and state["role"] != "unknown":
-        with contextlib.closing(connect(instance)) as connection, connection.cursor() as cursor:
+        with _cursor(connect(instance), str(instance)) as cursor:
             cursor.execute("SET timezone = 'UTC'; SELECT pg_catalog.pg_postmaster_start_time()::text")
             same_start = cursor.fetchone()[0] == source.started
         source = replace(source, is_this_node=same_start and state["system_identifier"] == source.system_identifier)
-    return state, local, source
+    return local, source
 
 
 def _control(record: Optional[dict[str, Any]]) -> Optional[ControlData]:
@@ -508,22 +519,40 @@ def _seed(job: Job, source: Source) -> Optional[str]:
     except (OSError, ValueError):
         note = {}
     if not os.path.lexists(job.seeding):
-        if not note or not _fits(note, source):
+        if not note or not _fits(note, job, source):
             return None
-        fresh = os.path.lexists(f"{job.real}/backup_label") and not os.path.lexists(f"{job.real}/postmaster.opts")
-        return "placed" if fresh else "started"
+        # The server renames it when it starts.
+        return "placed" if has_signal(job.instance, "backup_label") else "started"
     started = any(os.path.lexists(f"{job.seeding}/{name}") for name in ("postmaster.pid", "postmaster.opts"))
     if note is None or started or os.path.islink(job.seeding) or not os.path.isdir(job.seeding):
         return "foreign"
-    return "complete" if _fits(note, source) else "half"
+    return "complete" if _fits(note, job, source) else "half"
 
 
-def _fits(note: dict[str, Any], source: Source) -> bool:
-    """Whether a complete base backup is one of this primary as it is now, which still has the WAL that comes next."""
+def _fits(note: dict[str, Any], job: Job, source: Source) -> bool:
+    """Whether what an interrupted run completed is of this primary as it is now, and the WAL that comes next is kept."""
     if not note.get("complete") or source.error is not None:
         return False
-    same = note["system_identifier"] == source.system_identifier and note["timeline"] == source.timeline
-    return bool(same and (source.oldest_wal is None or parse_lsn(note["end_lsn"]) >= source.oldest_wal))
+    now = {"system_identifier": source.system_identifier, "timeline": source.timeline, "slot": job.upstream.slot}
+    same = all(note[name] == value for name, value in now.items())
+    return same and (source.oldest_wal is None or parse_lsn(note["end_lsn"]) >= source.oldest_wal)
+
+
+def _note(job: Job, source: Source, **more: Any) -> dict[str, Any]:
+    """For X.seeding.json: what a later run must know of this one."""
+    return {
+        "name": job.instance.name,
+        "primary": source.where,
+        "system_identifier": source.system_identifier,
+        "slot": job.upstream.slot,
+        "started_at": _utc(),
+        "complete": False,
+        **more,
+    }
+
+
+def _write_note(job: Job, note: dict[str, Any]) -> None:
+    write_durably(job.marker, json.dumps(note, indent=1) + "\n", mode=0o644)
 
 
 def _free_bytes(real: str) -> Optional[int]:
@@ -581,13 +610,18 @@ def _sync(path: str) -> None:
         os.close(descriptor)
 
 
-def _make_directory(job: Job, path: str) -> None:
-    """For the server's account alone; missing parents belong to it too, as Debian has them."""
+def _make_parent(job: Job, path: str) -> None:
+    parent = os.path.dirname(path)
+    if not os.path.isdir(parent):
+        _make_parent(job, parent)
+        _make_directory(job, parent, 0o755)  # as Debian has them
+
+
+def _make_directory(job: Job, path: str, mode: int = 0o700) -> None:
+    """For the server's account."""
     try:
-        if not os.path.isdir(os.path.dirname(path)):
-            _make_directory(job, os.path.dirname(path))
-            os.chmod(os.path.dirname(path), 0o755)
         os.mkdir(path, 0o700)
+        os.chmod(path, mode)
         if os.geteuid() == 0:
             shutil.chown(path, job.instance.account, _group(job.instance.account))
     except OSError as error:
@@ -710,21 +744,11 @@ def _configure_staged(job: Job, directory: str) -> None:
 def _copy(job: Job, source: Source) -> None:
     """A base backup into X.seeding, complete with signal and upstream."""
     upstream = replace(job.upstream, application_name=f"{job.upstream.application_name}-seed")
-    note = {
-        "name": job.instance.name,
-        "primary": source.where,
-        "system_identifier": source.system_identifier,
-        "slot": job.upstream.slot,
-        "started_at": _utc(),
-        "complete": False,
-    }
+    note = _note(job, source)
     with job.step("base backup") as step:
-        parent = os.path.dirname(job.real)
-        if not os.path.isdir(parent):
-            _make_directory(job, parent)
-            os.chmod(parent, 0o755)
+        _make_parent(job, job.real)
         # The note before the directory: what is there without a note is not ours.
-        write_durably(job.marker, json.dumps(note, indent=1) + "\n")
+        _write_note(job, note)
         _make_directory(job, job.seeding)
         argv = [job.instance.program("pg_basebackup"), "--pgdata", job.seeding, "--dbname", upstream.conninfo()]
         argv += ["--wal-method", "stream", "--checkpoint", "fast", "--no-password", "--verbose"]
@@ -743,7 +767,7 @@ def _copy(job: Job, source: Source) -> None:
             )
         _configure_staged(job, job.seeding)
         _sync(job.seeding)
-        write_durably(job.marker, json.dumps(note, indent=1) + "\n")
+        _write_note(job, note)
 
 
 def _extent(messages: str) -> dict[str, Any]:
@@ -791,6 +815,8 @@ def _rewind(job: Job, local: Local, source: Source) -> None:
         if own_settings is not None:
             write_durably(auto_conf, own_settings, account=staged.account)
         _configure_staged(job, job.rewinding)
+        end = format_lsn(source.flush_lsn or 0)
+        _write_note(job, _note(job, source, complete=True, timeline=source.timeline, end_lsn=end))
     except HotspareError as error:
         name = _aside(job, job.rewinding)
         _rename(job.rewinding, name)
@@ -823,8 +849,6 @@ def _recover(staged: Instance) -> None:
         "config_file": staged.configuration,
         "data_directory": staged.data_directory,
         "wal_keep_size": "2147483647",
-        "archive_mode": "off",
-        "restart_after_crash": "off",
     }
     argv = [staged.program("postgres"), "--single", "-F", "-D", staged.data_directory]
     for name, value in options.items():
@@ -851,7 +875,7 @@ def _pg_rewind(job: Job, staged: Instance) -> list[str]:
 
 
 def _save_evidence(job: Job, local: Local, source: Source) -> None:
-    """Keep the WAL that the primary does not have: it holds the transactions that are lost."""
+    """Keep the WAL that the primary does not have, since it holds the transactions that are lost."""
     here, control = local.position, local.control
     common = (
         common_point(local.history or (), here.timeline, source.history or (), source.timeline or 0) if here else None
@@ -871,7 +895,9 @@ def _save_evidence(job: Job, local: Local, source: Source) -> None:
                 segment = parse_segment_name(name, size)
                 # Segments past the end are old ones, renamed to be used again.
                 past = end is not None and segment.start_lsn >= end
-                if segment.timeline in wanted and segment.start_lsn + size > common[1] and not past:
+                diverged = segment.timeline in wanted and segment.start_lsn + size > common[1] and not past
+                # Not archived yet, and pg_rewind removes it.
+                if diverged or os.path.lexists(f"{job.real}/pg_wal/archive_status/{name}.ready"):
                     names.append(name)
         free = _free_bytes(job.real) or 0
         if len(names) * size + len(text) > free:
@@ -949,13 +975,12 @@ def _verify(job: Job) -> None:
                 furthest, deadline = replayed, time.monotonic() + job.timeout
             if time.monotonic() > deadline:
                 log = log_tail(job.instance)
-                step["detail"] = f"not streaming: {last}"
+                step["detail"] = f"no progress: {last}"
                 raise HotspareError(
-                    f"{job.instance.name} runs as a standby but does not stream from"
-                    f" {job.upstream.host}:{job.upstream.port}: no progress for {job.timeout:g} seconds (the primary"
-                    f" sees {last['primary_sees'] or 'nothing'}, replayed {last['replay_lsn'] or 'unknown'} of"
-                    f" {target}); its log ends with: {log[-1] if log else 'nothing'}; see `log`, or say method:"
-                    " basebackup",
+                    f"{job.instance.name} runs as a standby of {job.upstream.host}:{job.upstream.port} but does not"
+                    f" catch up: no progress for {job.timeout:g} seconds (the primary sees"
+                    f" {last['primary_sees'] or 'nothing'}, replayed {last['replay_lsn'] or 'unknown'} of {target}); its log ends with:"
+                    f" {log[-1] if log else 'nothing'}; see `log`, or say method: basebackup",
                     last=last,
                     log=log,
                     node=read_state(job.instance),
@@ -967,7 +992,7 @@ def _standby_position(job: Job) -> dict[str, Any]:
     """What the standby says, None while it takes no connections. One that came up as a primary is stopped at once."""
     unknown = {"replay_lsn": None, "receiver": None, "received_timeline": None}
     try:
-        with contextlib.closing(connect(job.instance)) as connection, connection.cursor() as cursor:
+        with _cursor(connect(job.instance), str(job.instance)) as cursor:
             cursor.execute(
                 "SELECT pg_catalog.pg_is_in_recovery(), pg_catalog.pg_last_wal_replay_lsn()::text, (SELECT status FROM"
                 " pg_catalog.pg_stat_wal_receiver), (SELECT received_tli FROM pg_catalog.pg_stat_wal_receiver)"
@@ -981,7 +1006,7 @@ def _standby_position(job: Job) -> dict[str, Any]:
                 " `log`",
                 log=log,
             ) from error
-        if error.kind not in ("starting", "refused", "timeout"):
+        if error.kind == "auth":
             raise
         return unknown
     if not standby:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import COLLECTIONS, PACKAGE, Pair, eventually, execute
+from .conftest import PACKAGE, Pair, eventually, execute
 
 TIMEOUT = 20
 
@@ -46,7 +46,7 @@ def footprint(node):
     files = [*home.glob("data*/*"), *home.glob("etc/**/*"), *home.glob("data*")]
     logs = {str(node.data) + ".log"}
     return (
-        sorted(node.processes()),
+        node.postmaster if node.running else sorted(node.processes()),
         sorted((str(f), f.stat().st_ino, f.read_bytes() if f.is_file() else b"") for f in files if str(f) not in logs),
     )
 
@@ -188,7 +188,12 @@ def kill_module_when(args, condition):
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(COLLECTIONS), "HOME": "/root", "LC_ALL": "C.UTF-8"},
+        env={
+            "PATH": os.environ["PATH"],
+            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+            "HOME": "/root",
+            "LC_ALL": "C.UTF-8",
+        },
     )
     payload = {key: value for key, value in args.items() if value is not None}
     module.stdin.write(json.dumps({"ANSIBLE_MODULE_ARGS": payload}).encode())
@@ -415,7 +420,10 @@ def test_rewind_in_four_steps(diverged, four_steps):
 
 
 def test_rewind_of_a_crashed_primary(pair, run_module):
+    """With a restore_command, which pg_rewind reads from the configuration that is not in the data directory."""
     old, new = pair.primary, pair.standby
+    with open(old.instance.config_file, "a", encoding="utf-8") as file:
+        file.write("restore_command = 'false'\n")
     old.write("both")
     eventually(pair.in_step)
     new.stop()
@@ -430,6 +438,41 @@ def test_rewind_of_a_crashed_primary(pair, run_module):
     assert "crash recovery" in [step["name"] for step in result["steps"]]
     assert_streams(new, old, timeline=2)
     assert old.notes()[:2] == ["both", "new"]
+
+
+def test_rewind_killed_before_the_start_is_continued(diverged, run_module):
+    old, new = diverged
+    assert run_module("pg_rebuild", wanted(new, old, start=False))["method"] == "rewind"
+    assert (old.data / "backup_label").exists()
+    result = run_module("pg_rebuild", wanted(new, old, confirm=None))
+    assert result["method"] == "follow", result
+    assert_streams(new, old, timeline=2)
+
+
+def test_rewind_keeps_what_was_not_archived(pair, run_module):
+    old, new = pair.primary, pair.standby
+    with open(old.instance.config_file, "a", encoding="utf-8") as file:
+        file.write("archive_mode = on\narchive_command = 'false'\n")
+    new.stop()
+    old.stop()
+    old.start()
+    old.sql("SELECT pg_switch_wal()")
+    waiting = sorted(path.stem for path in old.data.glob("pg_wal/archive_status/*.ready"))
+    assert waiting
+    new.start()
+    eventually(pair.in_step)
+    new.stop()
+    old.write("lost")
+    old.stop()
+    new.start()
+    promote(new)
+    make_slot(new, old)
+    result = run_module("pg_rebuild", wanted(new, old))
+    assert result["method"] == "rewind", result
+    (evidence,) = beside(old, "diverged")
+    kept = {path.name for path in (old.data.parent / evidence).iterdir()}
+    assert kept >= set(waiting)
+    assert_streams(new, old)
 
 
 def test_rewind_of_a_diverged_standby_that_runs(diverged, run_module):
@@ -578,11 +621,11 @@ def test_two_primaries_on_one_timeline(lab, run_module):
     """Both wrote timeline 1 from the same start: no LSN tells them apart, and none is followed or rewound."""
     one, two = lab.node("db-one"), lab.node("db-two")
     two.start()
-    two.write("two's")
+    two.write("of two")
     two.stop()
     one.start()
     for _ in range(20):
-        one.write("one's")
+        one.write("of one")
     make_slot(one, two)
     result = assert_refused(run_module, wanted(one, two), two, "method")
     assert "no LSN can tell" in result["msg"]
@@ -600,8 +643,7 @@ def test_standby_ahead_on_the_same_timeline(pair, run_module):
     shutil.copytree(primary.data, copy, symlinks=True)
     primary.start()
     eventually(pair.streams)
-    for note in range(5):
-        primary.write(f"lost {note}")
+    primary.sql("INSERT INTO ledger (note) SELECT 'lost' FROM generate_series(1, 20000)")
     eventually(pair.in_step)
     standby.stop()
     primary.stop()
@@ -659,7 +701,7 @@ def test_refuses_with_clients(pair, run_module):
         stdout=subprocess.PIPE,
         cwd="/",
     )
-    try:
+    with client:
         client.stdin.write(b"SELECT 1;\n")
         client.stdin.flush()
         client.stdout.readline()
@@ -670,9 +712,6 @@ def test_refuses_with_clients(pair, run_module):
             assert failed(result) == {"clients"}, result
         assert pair.standby.postmaster == before
         assert pair.streams()
-    finally:
-        client.stdin.close()
-        client.wait()
 
 
 def test_refuses_with_a_standby_of_its_own(pair, lab, run_module):
@@ -773,18 +812,33 @@ def test_refuses_foreign_data(bare, run_module):
     assert_refused(run_module, wanted(primary, node), node, "node_known")
 
 
-def test_start_that_cannot_stream_says_why(pair, run_module):
-    """pg_hba lets the account ask, but not replicate by the time the standby starts."""
+def test_standby_that_does_not_catch_up_says_why(pair, run_module):
+    old, new = switch_over(pair)
+    configuration = Path(old.instance.config_file)
+    text = configuration.read_text()
+    configuration.write_text(text + "recovery_min_apply_delay = 1h\n")
+    result = run_module("pg_rebuild", wanted(new, old, timeout=3))
+    assert result.get("failed") and "does not catch up" in result["msg"], result
+    assert result["changed"] and result["node"]["role"] == "standby"
+    assert result["last"]["primary_sees"] == "connected" and result["last"]["receiver"] == "streaming"
+    assert result["log"]
+    # It is configured and runs: the next run only waits for it.
+    configuration.write_text(text)
+    old.sql("SELECT pg_reload_conf()")
+    postmaster = old.postmaster
+    result = run_module("pg_rebuild", wanted(new, old, confirm=None))
+    assert not result.get("failed") and not result["changed"], result
+    assert old.postmaster == postmaster
+    assert_streams(new, old)
+
+
+def test_account_without_replication_is_told(pair, run_module):
     old, new = switch_over(pair)
     hba = Path(new.instance.config_file).parent / "pg_hba.conf"
-    # IDENTIFY_SYSTEM is asked as hotspare; the standby comes from the same address: only the slot can be taken away.
-    result = run_module("pg_rebuild", wanted(new, old, start=False))
-    assert result["changed"], result
     hba.write_text(hba.read_text().replace("host  replication replicator", "#"))
     new.sql("SELECT pg_reload_conf()")
-    refused = run_module("pg_rebuild", wanted(new, old, timeout=3))
+    refused = assert_refused(run_module, wanted(new, old), old, "source_answers")
     assert failed(refused) == {"source_answers"}
-    assert not old.running
     assert "pg_hba.conf" in refused["msg"]
 
 

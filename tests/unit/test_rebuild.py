@@ -1,0 +1,359 @@
+# Copyright: (c) 2026, hotspare contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""pg_rebuild: which way a node becomes a standby, and what forbids it, over plain records."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from ansible_collections.hotspare.postgresql.plugins.module_utils import controldata
+from ansible_collections.hotspare.postgresql.plugins.module_utils.rebuild import (
+    METHODS,
+    Local,
+    Position,
+    Source,
+    Wish,
+    choose_method,
+    common_point,
+    guards,
+    position,
+)
+from ansible_collections.hotspare.postgresql.plugins.module_utils.wal import LSN_END, HistoryEntry
+from hypothesis import given
+from hypothesis import strategies as st
+
+CONTROL = controldata.parse((Path(__file__).parent / "controldata" / "15-shut-down.txt").read_text())
+CLUSTER = CONTROL.system_identifier
+FORK = 0x3000100
+SLOT = {"type": "physical", "active": False, "active_pid": None, "restart_lsn": "0/3000000", "wal_status": "reserved"}
+
+
+def history(*forks):
+    return [HistoryEntry(number, lsn, "") for number, lsn in enumerate(forks, 1)]
+
+
+def old_primary(lsn=FORK - 0x78, **more):
+    """A primary on timeline 1 whose shutdown checkpoint starts at `lsn`."""
+    return Local(
+        **{
+            "name": "db1",
+            "role": "stopped",
+            "data": "cluster",
+            "major_version": 15,
+            "program_version": 15,
+            "control": CONTROL,
+            "position": Position("primary", 1, lsn),
+            "history": [],
+            "clients": 0,
+            "senders": 0,
+            "real_directory": "/data",
+            "config_file": "/etc/db1/postgresql.conf",
+            "free_bytes": 10**12,
+            **more,
+        }
+    )
+
+
+def standby(lsn=FORK, timeline=1, replayed=None, **more):
+    here = Position("standby", timeline, lsn, lsn if replayed is None else replayed)
+    return old_primary(**{"position": here, "role": "standby", **more})
+
+
+def new_primary(**more):
+    """A primary that was promoted to timeline 2 at FORK."""
+    return Source(
+        **{
+            "where": "db2:5432",
+            "in_recovery": False,
+            "system_identifier": CLUSTER,
+            "timeline": 2,
+            "history": history(FORK),
+            "flush_lsn": FORK + 0x1000,
+            "checkpoint_timeline": 2,
+            "major_version": 15,
+            "full_page_writes": True,
+            "may_rewind": True,
+            "slot": SLOT,
+            "size_bytes": 10**9,
+            "wal_bytes": 10**9,
+            **more,
+        }
+    )
+
+
+WISH = Wish(slot="hotspare_db1", confirm="db1", system_identifier=CLUSTER)
+PLAIN = replace(CONTROL, data_checksums=0, wal_log_hints=False)
+
+
+# --- positions -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("state", "changes", "known", "expected"),
+    [
+        ("shut down", {}, {}, Position("primary", 1, 0x500)),
+        ("shut down in recovery", {"min_recovery_lsn": 0x900}, {}, Position("standby", 1, 0x900, 0x900)),
+        ("shut down in recovery", {"min_recovery_lsn": 0}, {}, Position("standby", 1, 0x500, 0x500)),
+        ("in archive recovery", {"min_recovery_lsn": 0x900}, {"held": 0xA00}, Position("standby", 1, 0xA00, 0x900)),
+        (
+            "shut down in recovery",
+            {"min_recovery_lsn": 0x900, "min_recovery_timeline": 3},
+            {"held": 0x100},
+            Position("standby", 3, 0x900, 0x900),
+        ),
+        ("in production", {}, {}, Position("unknown", 1)),
+        ("in crash recovery", {}, {}, Position("unknown", 1)),
+        ("shutting down", {}, {}, Position("unknown", 1)),
+        ("starting up", {}, {}, Position("unknown", 1)),
+        # A standby that crashed in the moment of its promotion: the later timeline counts.
+        ("in production", {"min_recovery_timeline": 2}, {}, Position("unknown", 2)),
+    ],
+)
+def test_position(state, changes, known, expected):
+    plain = {"timeline": 1, "checkpoint_lsn": 0x500, "min_recovery_lsn": 0, "min_recovery_timeline": 0}
+    assert position(replace(CONTROL, state=state, **{**plain, **changes}), **known) == expected
+
+
+@pytest.mark.parametrize(
+    ("mine", "theirs", "expected"),
+    [
+        (([], 1), ([(1, 50)], 2), (1, 50)),
+        (([(1, 70)], 2), ([], 1), (1, 70)),
+        # Both were promoted from timeline 1, one of them twice.
+        (([(1, 70)], 2), ([(1, 50)], 3), (1, 50)),
+        (([(1, 50)], 2), ([(1, 50), (2, 90)], 3), (2, 90)),
+        (([(1, 50)], 2), ([(1, 50)], 2), (2, LSN_END)),
+        (([], 1), ([], 1), (1, LSN_END)),
+        (([], 2), ([(1, 50)], 3), None),
+    ],
+)
+def test_common_point(mine, theirs, expected):
+    sides = [([HistoryEntry(t, lsn, "") for t, lsn in entries], timeline) for entries, timeline in (mine, theirs)]
+    assert common_point(*sides[0], *sides[1]) == expected
+    assert common_point(*sides[1], *sides[0]) == expected
+
+
+# --- the method ------------------------------------------------------------------------------------------------------
+
+
+def chosen(local, source, wanted="auto"):
+    return choose_method(local, source, wanted).method
+
+
+@pytest.mark.parametrize(
+    ("local", "changes", "method", "why"),
+    [
+        # A former primary: its position is where its last record STARTS.
+        (old_primary(FORK - 0x78), {}, "follow", "nothing diverged"),
+        (old_primary(FORK - 1), {}, "follow", "nothing diverged"),
+        (old_primary(FORK), {}, "rewind", "left it at 0/3000100"),
+        (old_primary(FORK + 0x1000), {}, "rewind", "left it at 0/3000100"),
+        # A standby: its position is the END of what it has.
+        (standby(FORK), {}, "follow", "nothing diverged"),
+        (standby(FORK + 1), {}, "rewind", "left it"),
+        (standby(FORK + 0x100, replayed=FORK), {}, "basebackup", "not replayed yet"),
+        # A crashed primary: nobody knows.
+        (old_primary(position=Position("unknown", 1)), {}, "rewind", "crashed"),
+        # One timeline.
+        (standby(0x900, timeline=2), {"flush_lsn": 0x900}, "follow", "which the primary has too"),
+        (standby(0x901, timeline=2), {"flush_lsn": 0x900}, "refuse", "1 bytes more than the primary"),
+        (old_primary(0x500, position=Position("primary", 2, 0x500)), {}, "refuse", "no LSN can tell"),
+        (old_primary(position=Position("unknown", 2)), {}, "refuse", "no LSN can tell"),
+        # The node's timeline is no ancestor of the primary's.
+        (standby(0x900, timeline=3, history=history(FORK, 0x400)), {}, "rewind", "left it at 0/400"),
+        (standby(0x900, timeline=5, history=None), {}, "basebackup", "history of timeline 5 is missing"),
+        (standby(0x900, timeline=5, history=[HistoryEntry(4, 5, "")]), {}, "basebackup", "no common ancestor"),
+        # It would follow a timeline that the primary knows nothing of.
+        (standby(FORK, newest_timeline=7), {}, "basebackup", "history of timeline 7"),
+        (standby(FORK, newest_timeline=2), {}, "follow", ""),
+        # WAL that is gone.
+        (standby(FORK), {"oldest_wal": FORK + 1}, "basebackup", "needs WAL from 0/3000100"),
+        (standby(FORK, restore_command=True), {"oldest_wal": FORK + 1}, "follow", ""),
+        (standby(FORK), {"oldest_wal": FORK}, "follow", ""),
+        # pg_rewind is not possible.
+        (old_primary(FORK, control=PLAIN), {}, "basebackup", "neither data checksums nor wal_log_hints"),
+        (old_primary(FORK, control=replace(PLAIN, wal_log_hints=True)), {}, "rewind", ""),
+        (old_primary(FORK, control=replace(PLAIN, data_checksums=1)), {}, "rewind", ""),
+        (old_primary(FORK, control=replace(CONTROL, full_page_writes=False)), {}, "basebackup", "full_page_writes"),
+        (old_primary(FORK), {"full_page_writes": False}, "basebackup", "full_page_writes is off on the primary"),
+        (old_primary(FORK), {"full_page_writes": None}, "basebackup", "full_page_writes"),
+        (old_primary(FORK), {"may_rewind": False}, "basebackup", "may not execute"),
+        (old_primary(FORK), {"may_rewind": None}, "basebackup", "may not execute"),
+        # Nothing there, or only what a dead run left.
+        (old_primary(data="absent", position=None), {}, "basebackup", "there is no data"),
+        (old_primary(data="empty", position=None), {}, "basebackup", "there is no data"),
+        (old_primary(data="absent", position=None, rewinding=True), {}, "basebackup", "interrupted pg_rewind"),
+        (old_primary(FORK, seed="complete"), {}, "basebackup", "is complete"),
+        (old_primary(FORK, seed="placed"), {}, "follow", "in place"),
+        (old_primary(FORK, seed="half"), {}, "rewind", ""),
+        (old_primary(FORK, seed="placed", backup_label=True), {}, "follow", "in place"),
+        (old_primary(FORK, backup_label=True), {}, "basebackup", "never recovered"),
+        # Not known.
+        (old_primary(position=None), {}, "refuse", "not known"),
+        (old_primary(), {"timeline": None}, "refuse", "not known"),
+        (old_primary(), {"history": None}, "refuse", "not known"),
+        (standby(), {"flush_lsn": None}, "refuse", "not known"),
+        (standby(following=True), {}, "none", "already"),
+    ],
+)
+def test_choose_method(local, changes, method, why):
+    source = new_primary(**changes)
+    decision = choose_method(local, source)
+    assert decision.method == method, decision
+    assert why in decision.reason
+    # A method that is asked for is taken where it is right, and a base backup always is.
+    assert chosen(local, source, "basebackup") == ("none" if local.following else "basebackup")
+    for asked in ("follow", "rewind"):
+        assert chosen(local, source, asked) == ("none" if local.following else asked if asked == method else "refuse")
+
+
+LSNS = st.integers(1, 1 << 40)
+KINDS = st.sampled_from(["primary", "standby", "unknown"])
+
+
+@given(KINDS, LSNS, LSNS, st.integers(1, 4), st.integers(1, 4), st.lists(LSNS, min_size=3, max_size=3), st.data())
+def test_never_follows_what_diverged(kind, lsn, flushed, here, there, forks, data):
+    """Whatever is followed has nothing that the primary's history lacks."""
+    forks = sorted(forks)
+    mine = Position(kind, here, None if kind == "unknown" else lsn, lsn if kind == "standby" else None)
+    local = old_primary(position=mine, history=history(*forks[: here - 1]))
+    source = new_primary(timeline=there, history=history(*forks[: there - 1]), flush_lsn=flushed)
+    asked = data.draw(st.sampled_from(METHODS))
+    decision = choose_method(local, source, asked)
+    if decision.method == "follow":
+        shared = flushed if here == there else forks[here - 1]
+        assert here <= there
+        assert kind != "unknown"
+        assert lsn + (kind == "primary") <= shared
+        assert not (kind == "primary" and here == there)
+    if decision.method == "rewind":
+        assert here != there
+
+
+@given(st.data())
+def test_what_is_not_known_is_never_touched_silently(data):
+    """Take away one fact: the decision becomes more careful, or a guard fails, but nothing is followed on a guess."""
+    local, source = standby(FORK, role="stopped"), new_primary()
+    field = data.draw(st.sampled_from(["timeline", "history", "flush_lsn", "system_identifier", "in_recovery", "slot"]))
+    blind = replace(source, **{field: None})
+    decision = choose_method(local, blind)
+    assert decision.method == "refuse" or failed(local, blind, WISH)
+
+
+# --- the guards ------------------------------------------------------------------------------------------------------
+
+
+def failed(local, source, wish=WISH):
+    return {
+        check["name"]
+        for check in guards(local, source, wish, choose_method(local, source, wish.method))
+        if not check["ok"]
+    }
+
+
+@pytest.mark.parametrize(
+    "local", [old_primary(), old_primary(FORK), standby(), old_primary(data="absent", role="absent")]
+)
+def test_guards_let_pass(local):
+    local = replace(local, position=None if local.data == "absent" else local.position)
+    assert failed(local, new_primary()) == set()
+
+
+@pytest.mark.parametrize(
+    ("local", "changes", "wish", "expected"),
+    [
+        (old_primary(), {"error": "cannot connect"}, {}, {"source_answers"}),
+        (old_primary(), {"in_recovery": True}, {}, {"source_primary"}),
+        (old_primary(), {"in_recovery": None}, {}, {"source_primary"}),
+        (old_primary(), {"is_this_node": True}, {}, {"source_other"}),
+        (old_primary(), {"system_identifier": "1"}, {}, {"system_identifier"}),
+        (old_primary(), {"system_identifier": None}, {}, {"system_identifier"}),
+        (old_primary(), {}, {"system_identifier": "1"}, {"system_identifier"}),
+        (old_primary(), {"major_version": 16}, {}, {"major_version"}),
+        (old_primary(), {"major_version": None}, {}, {"major_version"}),
+        (old_primary(program_version=None), {}, {}, {"major_version"}),
+        (old_primary(program_version=16), {}, {}, {"major_version"}),
+        (old_primary(major_version=14), {}, {}, {"major_version"}),
+        (old_primary(role="primary"), {}, {}, {"node_not_primary"}),
+        (old_primary(role="unknown"), {}, {}, {"node_known"}),
+        (old_primary(data="foreign"), {}, {}, {"node_known"}),
+        (old_primary(data=None), {}, {}, {"node_known"}),
+        (old_primary(processes=[17, 18]), {}, {}, {"processes"}),
+        (standby(clients=1), {}, {}, {"clients"}),
+        (standby(clients=None), {}, {}, {"clients"}),
+        (standby(senders=2), {}, {}, {"senders"}),
+        (standby(senders=None), {}, {}, {"senders"}),
+        (standby(clients=None, senders=None, configured=True), {}, {"confirm": None}, set()),
+        (standby(clients=3, following=True), {}, {"confirm": None}, set()),
+        (old_primary(), {}, {"confirm": None}, {"confirm"}),
+        (old_primary(), {}, {"confirm": "db2"}, {"confirm"}),
+        (old_primary(seed="placed"), {}, {"confirm": None}, set()),
+        (standby(role="stopped", seed="started"), {}, {"confirm": None}, set()),
+        (old_primary(FORK, seed="started"), {}, {"confirm": None}, {"confirm"}),
+        (old_primary(config_exists=False), {}, {}, {"configuration"}),
+        (old_primary(), {"slot": None}, {}, {"slot"}),
+        (old_primary(), {"slot": {**SLOT, "type": "logical"}}, {}, {"slot"}),
+        (old_primary(), {"slot": {**SLOT, "wal_status": "lost"}}, {}, {"slot"}),
+        (old_primary(), {"slot": {**SLOT, "active": True, "active_pid": 7}}, {}, {"slot"}),
+        (standby(), {"slot": {**SLOT, "active": True, "active_pid": 7}}, {}, {"slot"}),
+        (standby(receiving_slot="hotspare_db1"), {"slot": {**SLOT, "active": True, "active_pid": 7}}, {}, set()),
+        (old_primary(leftovers=[9]), {"slot": {**SLOT, "active": True, "active_pid": 7}}, {}, set()),
+        (old_primary(), {"slot": {**SLOT, "restart_lsn": None}}, {}, set()),
+        (old_primary(), {"slot": {**SLOT, "restart_lsn": None}}, {"method": "basebackup"}, {"slot"}),
+        (old_primary(FORK), {"checkpoint_timeline": 1}, {}, {"source_checkpoint"}),
+        (old_primary(FORK), {"checkpoint_timeline": None}, {}, {"source_checkpoint"}),
+        (old_primary(), {"checkpoint_timeline": 1}, {}, set()),
+        (old_primary(mount_point=True), {}, {}, set()),
+        (old_primary(FORK, mount_point=True), {}, {}, {"directory"}),
+        (old_primary(mount_point=True), {}, {"method": "basebackup"}, {"directory"}),
+        (old_primary(FORK, config_file="/data/postgresql.conf"), {}, {}, {"directory"}),
+        (old_primary(FORK, config_file="/data2/postgresql.conf"), {}, {}, set()),
+        (old_primary(seed="foreign"), {}, {"method": "basebackup"}, {"directory"}),
+        (old_primary(wal_elsewhere=True), {}, {}, set()),
+        (old_primary(wal_elsewhere=True), {}, {"method": "basebackup"}, {"wal_directory"}),
+        (old_primary(occupied=["/space"]), {}, {"method": "basebackup"}, {"tablespaces"}),
+        (old_primary(free_bytes=2 * 10**9), {}, {"method": "basebackup"}, set()),
+        (old_primary(free_bytes=2 * 10**9 - 1), {}, {"method": "basebackup"}, {"space"}),
+        (old_primary(free_bytes=None), {}, {"method": "basebackup"}, {"space"}),
+        (old_primary(), {"size_bytes": None}, {"method": "basebackup"}, {"space"}),
+        (old_primary(free_bytes=0, seed="complete"), {}, {}, set()),
+        (standby(FORK, timeline=2, role="stopped"), {"flush_lsn": 5}, {}, {"method"}),
+        (old_primary(), {}, {"method": "rewind"}, {"method"}),
+        # All at once.
+        (
+            standby(FORK + 1, clients=4, senders=1, processes=[3], config_exists=False),
+            {"in_recovery": True, "slot": None, "checkpoint_timeline": 1},
+            {"confirm": "db3"},
+            {
+                "source_primary",
+                "processes",
+                "clients",
+                "senders",
+                "confirm",
+                "configuration",
+                "slot",
+                "source_checkpoint",
+            },
+        ),
+    ],
+)
+def test_guards(local, changes, wish, expected):
+    source, wish = new_primary(**changes), replace(WISH, **wish)
+    assert failed(local, source, wish) == expected
+    for check in guards(local, source, wish, choose_method(local, source, wish.method)):
+        assert check["detail"] and "None" not in check["detail"], check
+
+
+@given(
+    st.sampled_from(["primary", "unknown"]),
+    st.sampled_from(["absent", "empty", "cluster", "foreign", None]),
+    st.sampled_from(METHODS),
+    st.booleans(),
+    st.sampled_from([None, "half", "complete", "placed", "started"]),
+)
+def test_a_primary_and_an_unknown_node_are_never_touched(role, data, method, configured, seed):
+    local = old_primary(role=role, data=data, configured=configured, seed=seed)
+    assert failed(local, new_primary(), replace(WISH, method=method))
