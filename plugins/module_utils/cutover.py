@@ -175,7 +175,8 @@ def _planned(
     unknown = plan["unreachable"]
     if unknown:
         why = joined(f"{n} is unknown ({nodes[n].get('reason')})" for n in unknown)
-        raise _Refusal(f"{why}; a planned cutover needs an answer from every node")
+        lost = "" if _role(nodes, "primary") else ": if the primary is dead, run failover.yml -e mode=forced"
+        raise _Refusal(f"{why}; a planned cutover needs an answer from every node{lost}")
     primaries = _role(nodes, "primary")
     if not primaries:
         _plan_promote(plan, nodes, target, prefix)
@@ -834,5 +835,6 @@ def _loss(nodes: Mapping[str, State], chosen: str, old: str | None) -> Loss:
     if stopped_cleanly_as_primary(nodes[old]):
         # The shutdown record itself carries no transaction.
         return {"bytes": least, "at_least": least, "detail": f"{size(least)} of WAL of {old} are given up"}
-    detail = f"at least {size(least)} of WAL of {old} are lost, how much more is unknown (it did not stop cleanly)"
+    seen = f"at least {size(least)} of WAL of {old} are lost, and " if least else ""
+    detail = f"{seen}how much {'more ' if least else ''}is lost is unknown: {old} did not stop cleanly"
     return {"bytes": None, "at_least": least, "detail": detail}

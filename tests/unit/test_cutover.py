@@ -150,6 +150,13 @@ def test_what_only_warns(first: dict[str, Any], second: dict[str, Any], name: st
     assert warnings(decided) == {name}
 
 
+def test_bounds_are_allowed_themselves() -> None:
+    full = source(replication=[row("db2", MAX_LAG_BYTES)], archiver={**ARCHIVING, "ready": 128})
+    assert plan(full, standby("db2", archiver=ARCHIVING))["ok"]
+    exact = standby("db2", settings=settings(max_wal_senders="10", max_replication_slots="1"))
+    assert plan(SOURCE, exact)["ok"]
+
+
 def test_a_ready_failover_slot_and_a_returning_synchronous_standby_are_fine() -> None:
     logical = slot("x", type="logical", failover=True)
     ready = slot("x", type="logical", synced=True, temporary=False, invalidation_reason=None)
@@ -287,6 +294,9 @@ def test_a_crashed_primary_that_answers_as_stopped_needs_no_word_and_the_least_l
     assert (decided["loss"]["bytes"], decided["loss"]["at_least"]) == (None, 4096)
     assert "at least 4.0 kB" in decided["reason"]
     assert decided["needs_rebuild"] == ["db1"]
+    assert next(c for c in decided["checks"] if c["name"] == "loss")["ok"] is None
+    behind = forced(stopped("db1", "in production", at=HERE - 4096), SURVIVOR)
+    assert (behind["loss"]["at_least"], "how much is lost is unknown" in behind["reason"]) == (0, True)
 
 
 def test_a_living_primary_is_not_forced_away() -> None:

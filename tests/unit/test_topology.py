@@ -175,8 +175,14 @@ def test_clones_that_run_apart_and_two_nodes_on_one_host_are_two() -> None:
 
 
 def test_a_node_whose_identity_cannot_be_read_is_no_proof() -> None:
-    seen = topology(answers(primary("db1"), stopped("db2", system_identifier=None, control=None)))
-    assert (seen["verdict"], seen["safe"]) == ("unknown", False)
+    for states in (
+        [primary("db1"), stopped("db2", system_identifier=None, control=None)],
+        [primary("db1", "db2", timeline=None, control=None), standby("db2")],
+        [primary("db1", "db2", major_version=None), standby("db2")],
+    ):
+        seen = topology(answers(*states))
+        assert (seen["verdict"], seen["safe"]) == ("unknown", False)
+        assert "could not be read" in plan(*states)["reason"]
 
 
 def test_problems_of_nodes_are_carried_on_the_worst_first() -> None:
@@ -194,6 +200,7 @@ def test_a_healthy_pair_needs_nothing() -> None:
     decided = plan(primary("db1", "db2"), standby("db2"), bootstrap="db2")
     assert decided["ok"]
     assert (decided["primary"], decided["bootstrap"], decided["seed"], decided["start"]) == ("db1", False, [], [])
+    assert decided["start_primary"] is False
     assert decided["configure"] == ["db1", "db2"]
 
 
