@@ -240,6 +240,12 @@ def _is_stopping(instance: Instance) -> bool:
     return process_id(instance) is not None and _postmaster_status(instance) == "stopping"
 
 
+def has_shut_down(instance: Instance) -> bool:
+    """Whether pg_control is final: no postmaster, or one that only waits for its archiver; HotspareError = unknown."""
+    # In this order: a postmaster that is gone by now has written pg_control before.
+    return process_id(instance) is None or (_is_stopping(instance) and read_control(instance).state in CLEAN_STATES)
+
+
 def read_control(instance: Instance) -> ControlData:
     """pg_control of this node, by pg_controldata; HotspareError when it cannot be read."""
     return controldata.read(instance.bin_directory, instance.data_directory, instance.account)
@@ -438,7 +444,8 @@ def stop(instance: Instance, mode: str = "fast", timeout: float = 60) -> dict[st
     """
     began = time.monotonic()
     unit = _unit_state(instance)
-    if process_id(instance) is not None and (unit != "active" or mode == "immediate"):
+    was_running = process_id(instance) is not None
+    if was_running and (unit != "active" or mode == "immediate"):
         # systemd would end a unit that is still activating by SIGTERM: a smart shutdown, which waits for all clients.
         # Not waited for, and not checked: it may just have gone. What counts is seen below.
         arguments = ["stop", "--no-wait", "--mode", mode, "--pgdata", instance.data_directory]
@@ -450,7 +457,9 @@ def stop(instance: Instance, mode: str = "fast", timeout: float = 60) -> dict[st
         control = read_control(instance)  # after the process was looked for: without one this is final
         clean = control.state in CLEAN_STATES
         seconds = time.monotonic() - began
-        if pid is None or (clean and _refuses(instance)):
+        # A unit that systemd is about to start again, after a crash, has to be given up by systemd too.
+        gone = pid is None and (was_running or _unit_state(instance) is None)
+        if gone or (clean and _is_stopping(instance) and _refuses(instance)):
             return {"seconds": round(seconds, 3), "clean": clean, "control": control, "process_id": pid}
         if seconds > timeout:
             raise HotspareError(
@@ -687,7 +696,7 @@ def set_standby_signal(instance: Instance, wanted: bool) -> bool:
     """
     if has_signal(instance, "standby.signal") == wanted:
         return False
-    if process_id(instance) is not None:
+    if not has_shut_down(instance):
         raise HotspareError(
             f"standby.signal of {instance} was left as it is, since the server runs and its next start would change "
             "its role: stop it first"
@@ -879,6 +888,8 @@ def bring_to(
             )
     starts = state == "restarted" or (state == "started" and not running)
     stops = running and state in ("stopped", "restarted")
+    if state == "stopped" and pid is None and _unit_state(instance) == "activating":
+        stops = True  # crashed, and systemd is about to start it again
     if starts:
         require_configuration(instance)
         _require_start_role(instance, role, mode if running else None)
@@ -890,7 +901,7 @@ def bring_to(
         checkpoint_primary(instance, timeout)
     if stops and not check_mode:
         shutdown = _shutdown(stop(instance, mode, timeout))
-    elif state == "stopped" and not running:
+    elif state == "stopped" and not stops:
         control = read_control(instance)
         shutdown = _shutdown({"control": control, "clean": control.state in CLEAN_STATES, "seconds": 0.0})
     accepting = None
