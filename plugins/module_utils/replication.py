@@ -23,6 +23,7 @@ from .controldata import read as read_control
 from .problems import config_problems, problems, severity_order
 from .problems import error as problem_error
 from .server import (
+    CLEAN_STATES,
     ConnectFailed,
     Instance,
     Upstream,
@@ -242,7 +243,7 @@ def _exists(path: str) -> bool:
 
 def _stopped(instance: Instance, state: dict[str, Any], extra: list[dict[str, Any]]) -> None:
     orphans = processes(instance)
-    if orphans:
+    if orphans and process_id(instance) is None:
         raise _Unknown(
             f"the postmaster of {instance} is gone and its processes {orphans} are there and may commit: end them"
         )
@@ -299,6 +300,10 @@ def _running(instance: Instance, state: dict[str, Any], extra: list[dict[str, An
 def _not_answering(
     instance: Instance, state: dict[str, Any], extra: list[dict[str, Any]], error: ConnectFailed
 ) -> None:
+    if error.kind == "shutting_down" and (state["control"] or {}).get("state") in CLEAN_STATES:
+        # It has written its last record. What its process waits for, the archiver or a standby, changes nothing here.
+        _stopped(instance, state, extra)
+        return
     if error.kind != "starting" or not _started_as_standby(instance):
         raise _Unknown(error.message)
     # It may lack WAL for long. It can only come up as a standby; what it streams nobody can ask.
