@@ -22,14 +22,15 @@ from typing import Any
 from .controldata import read as read_control
 from .problems import config_problems, problems, severity_order
 from .problems import error as problem_error
+from .problems import info
 from .server import (
-    CLEAN_STATES,
     ConnectFailed,
     Instance,
     Upstream,
     connect,
     data_directory_kind,
     effective_setting,
+    has_shut_down,
     installed_versions,
     major_version,
     process_id,
@@ -82,9 +83,9 @@ def read_state(instance: Instance, *, timeout: float = ASK_SECONDS) -> dict[str,
         state["data"] = data_directory_kind(instance)
         if state["data"] == "cluster":
             try:
-                running = process_id(instance) is not None
+                running = not has_shut_down(instance)
             finally:
-                # After the process was looked for: without one pg_control is final.
+                # After the process was looked for: what pg_control says of a stopped server is final then.
                 _read_directory(instance, state, extra)
             if running:
                 _running(instance, state, extra, timeout)
@@ -242,8 +243,11 @@ def _exists(path: str) -> bool:
 
 
 def _stopped(instance: Instance, state: dict[str, Any], extra: list[dict[str, Any]]) -> None:
+    pid = process_id(instance)
     orphans = processes(instance)
-    if orphans and process_id(instance) is None:
+    if pid is not None:
+        extra.append(info("still_ending", f"it has shut down, and process {pid} has not ended: is its archiver busy?"))
+    elif orphans:
         raise _Unknown(
             f"the postmaster of {instance} is gone and its processes {orphans} are there and may commit: end them"
         )
@@ -300,10 +304,6 @@ def _running(instance: Instance, state: dict[str, Any], extra: list[dict[str, An
 def _not_answering(
     instance: Instance, state: dict[str, Any], extra: list[dict[str, Any]], error: ConnectFailed
 ) -> None:
-    if error.kind == "shutting_down" and (state["control"] or {}).get("state") in CLEAN_STATES:
-        # It has written its last record. What its process waits for, the archiver or a standby, changes nothing here.
-        _stopped(instance, state, extra)
-        return
     if error.kind != "starting" or not _started_as_standby(instance):
         raise _Unknown(error.message)
     # It may lack WAL for long. It can only come up as a standby; what it streams nobody can ask.

@@ -419,6 +419,28 @@ def test_upstream_of_a_stopped_server(pair: Pair, four_steps):
     eventually(lambda: Pair(new, old).streams())
 
 
+def test_upstream_of_a_primary_that_only_waits_for_its_archiver(pair: Pair, ask, four_steps):
+    """Its shutdown checkpoint is written, nothing more will be: a cutover need not wait for the archive."""
+    node = pair.primary
+    config = node.instance.upstream_file.replace("60-hotspare-upstream", "90-operator")
+    execute("tee", config, stdin="archive_mode = on\narchive_command = 'sleep 30'\n")
+    node.stop()
+    node.start()
+    eventually(pair.streams)
+    node.write()
+    node.sql("SELECT pg_switch_wal()")
+    node.program("pg_ctl", "stop", "--no-wait", "-D", str(node.data))
+    eventually(lambda: node.control("Database cluster state") == "shut down")
+    state = ask(node)
+    assert state["role"] == "stopped" and "still_ending" in codes(state)
+
+    def look() -> tuple[bool, bool]:
+        return (node.data / "standby.signal").exists(), Path(node.instance.upstream_file).exists()
+
+    four_steps(MODULE, {**node.params, "upstream": pair.standby.upstream(node)}, look)
+    assert node.processes()
+
+
 def test_upstream_of_a_primary_is_refused(pair: Pair, run_module):
     before = upstream_of(pair.primary)
     result = run_module(MODULE, {**pair.primary.params, "upstream": pair.standby.upstream(pair.primary)})

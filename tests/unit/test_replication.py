@@ -271,7 +271,8 @@ def cluster(monkeypatch, tmp_path):
     """A directory that looks like a running cluster; the test says what became of the connection."""
     for name, value in (
         ("data_directory_kind", "cluster"),
-        ("process_id", 4711),
+        ("has_shut_down", False),
+        ("process_id", None),
         ("processes", []),
         ("major_version", 15),
         ("effective_setting", ""),
@@ -316,14 +317,22 @@ def test_a_starting_server_is_a_standby_only_if_the_signal_was_there_first(clust
 
 
 def test_processes_without_a_postmaster_are_unknown(cluster, monkeypatch):
-    monkeypatch.setattr(replication, "process_id", lambda *args: None)
+    monkeypatch.setattr(replication, "has_shut_down", lambda *args: True)
     assert read_state(cluster)["role"] == "stopped"
     monkeypatch.setattr(replication, "processes", lambda *args: [17])
     state = read_state(cluster)
     assert state["role"] == "unknown" and "17" in state["reason"]
 
 
-@pytest.mark.parametrize("failing", ["data_directory_kind", "process_id", "major_version"])
+def test_a_postmaster_that_only_waits_for_its_archiver_is_stopped(cluster, monkeypatch):
+    monkeypatch.setattr(replication, "has_shut_down", lambda *args: True)
+    monkeypatch.setattr(replication, "process_id", lambda *args: 17)
+    monkeypatch.setattr(replication, "processes", lambda *args: [17, 18])
+    state = read_state(cluster)
+    assert state["role"] == "stopped" and "still_ending" in {found["code"] for found in state["problems"]}
+
+
+@pytest.mark.parametrize("failing", ["data_directory_kind", "has_shut_down", "major_version"])
 def test_what_cannot_be_read_is_unknown(cluster, monkeypatch, failing: str):
     def fail(*args):
         raise HotspareError("a disk fails")
