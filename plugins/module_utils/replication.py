@@ -20,9 +20,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from .controldata import read as read_control
-from .problems import config_problems, problems, severity_order
+from .problems import config_problems, info, problems, severity_order
 from .problems import error as problem_error
-from .problems import info
 from .server import (
     ConnectFailed,
     Instance,
