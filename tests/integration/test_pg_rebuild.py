@@ -345,6 +345,22 @@ def test_follow_of_a_running_standby_with_another_slot(pair, run_module):
     assert pair.standby.sql("SELECT slot_name FROM pg_stat_wal_receiver") == "hotspare_other"
 
 
+def test_a_standby_that_was_stopped_in_vain_is_started_again(pair, run_module, lab):
+    """The primary goes away in the moment between the two looks."""
+    primary, standby = pair.primary, pair.standby
+    gone = f"{{real}} stop -m immediate -D {primary.data}"
+    script = f'case "$*" in *stop*) {{real}} "$@"; {gone};; *) exec {{real}} "$@";; esac'
+    programs = throttled(standby, lab.directory / "bin", "pg_ctl", script)
+    args = wanted(primary, standby, application_name="another", bin_directory=programs)
+    result = run_module("pg_rebuild", args)
+    assert failed(result) == {"source_answers"}, result
+    assert result["changed"]
+    assert [step["name"] for step in result["steps"]] == ["stop", "start again"]
+    assert standby.sql("SELECT pg_is_in_recovery()") == "t"
+    primary.start()
+    eventually(pair.streams)
+
+
 def test_a_streaming_standby_needs_no_confirmation(pair, run_module):
     before = footprint(pair.standby)
     result = run_module("pg_rebuild", wanted(pair.primary, pair.standby, confirm=None))

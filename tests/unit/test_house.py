@@ -39,6 +39,7 @@ FLOORS = (
     {"server"},  # first
     {"replication"},  # second
     {"topology", "cutover", "status", "desired", "promotion", "rebuild"},  # third
+    {"rebuild_look"},  # third: what rebuild decides on
     {"rebuilding"},  # third: does what rebuild decided
 )
 FLOOR = {name: height for height, names in enumerate(FLOORS) for name in names}
