@@ -63,7 +63,9 @@ class ControlData:
 
 def parse(text: str) -> ControlData:
     """What pg_controldata (PostgreSQL 13 or later, C locale) printed; ValueError names the line that is wrong."""
-    lines = {label.strip(): value.strip() for label, _colon, value in (line.partition(":") for line in text.splitlines())}
+    lines = {
+        label.strip(): value.strip() for label, _colon, value in (line.partition(":") for line in text.splitlines())
+    }
     values = {}
     for field, (label, convert) in _LINES.items():
         if label not in lines:

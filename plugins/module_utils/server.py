@@ -312,7 +312,8 @@ def connect(
             raise
         # A server that speaks another language than English: ask its lock file instead.
         kinds = {"starting": "starting", "standby": "starting", "stopping": "shutting_down"}
-        raise ConnectFailed(error.message, kinds.get(_postmaster_status(instance), "other")) from error
+        error.kind = error.facts["kind"] = kinds.get(_postmaster_status(instance), "other")
+        raise
     with contextlib.ExitStack() as stack:
         stack.callback(connection.close)
         theirs = _data_directory_of(connection, where)
