@@ -76,7 +76,8 @@ def read_state(instance: Instance, *, timeout: float = ASK_SECONDS) -> dict[str,
     connection and the answer together.
     """
     state = _blank(instance)
-    state.update(_machine(instance), rebuild=_rebuild(instance.data_directory))
+    directory = os.path.realpath(instance.data_directory)
+    state.update(_machine(directory), rebuild=_rebuild(directory))
     extra: list[dict[str, Any]] = []
     try:
         state["data"] = data_directory_kind(instance)
@@ -155,11 +156,11 @@ def _blank(instance: Instance) -> dict[str, Any]:
 # --- what the machine and the files say
 
 
-def _machine(instance: Instance) -> dict[str, Any]:
+def _machine(directory: str) -> dict[str, Any]:
     return {
         "machine_id": _content("/etc/machine-id"),
         "boot_id": _content("/proc/sys/kernel/random/boot_id"),
-        "free_bytes": _free_bytes(os.path.dirname(instance.data_directory)),
+        "free_bytes": _free_bytes(os.path.dirname(directory)),
         "installed_versions": installed_versions(),
     }
 

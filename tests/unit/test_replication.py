@@ -348,6 +348,14 @@ def test_an_odd_note_of_a_rebuild_is_no_error(tmp_path):
     assert (state["role"], state["rebuild"]) == ("absent", {"seeding": None, "rewinding": None, "note": None})
 
 
+def test_what_a_rebuild_left_is_found_beside_what_a_link_names(tmp_path):
+    for name in ("real", "real.rewinding"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "data").symlink_to(tmp_path / "real")
+    state = read_state(Instance("a", str(tmp_path / "data"), "/nowhere"))
+    assert state["rebuild"]["rewinding"] == str(tmp_path / "real.rewinding")
+
+
 def test_history(cluster, monkeypatch, tmp_path):
     refuse(monkeypatch, "timeout")
     (tmp_path / "pg_wal").mkdir()
