@@ -102,6 +102,20 @@ def test_a_data_directory_with_somebodys_files(lab, instead_of_the_standby):
     refused_without_standby(lab, "rebuild_standby", "-e", f"node={TWO}", "-e", f"confirm={TWO}", says=[lab.data])
 
 
+def test_a_disk_too_small_for_the_seed(lab):
+    place = lab.data.rpartition("/")[0]
+    lab.run(TWO, "systemctl", "stop", lab.service)
+    lab.run(TWO, "mount", "-t", "tmpfs", "-o", "size=20m", "tmpfs", place)
+    lab.run(TWO, "chown", "postgres:", place)
+    try:
+        refused_without_standby(lab, "site", says=["make room"])
+        refused_without_standby(lab, "rebuild_standby", "-e", f"node={TWO}", "-e", f"confirm={TWO}", says=["make room"])
+    finally:
+        lab.run(TWO, "umount", place)
+        lab.run(TWO, "systemctl", "start", lab.service)
+    lab.wait_for_replay(TWO, lab.sql(ONE, "SELECT pg_current_wal_lsn()"))
+
+
 def test_a_standby_that_is_frozen(lab):
     pid = lab.run(TWO, "head", "-n1", f"{lab.data}/postmaster.pid").strip()
     before = lab.fingerprints()
