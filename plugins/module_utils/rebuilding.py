@@ -152,7 +152,7 @@ def _stop_and_look_again(job: Job, result: dict[str, Any]) -> tuple[Local, Sourc
         _wait_until_gone(job)
     deadline = time.monotonic() + SLOT_SECONDS
     while True:
-        _, local, source, decision = look(job)
+        local, source, decision = look(job)[1:]
         if not (source.slot or {}).get("active") or time.monotonic() > deadline:
             break
         time.sleep(POLL_SECONDS)
@@ -168,9 +168,13 @@ def _stop_and_look_again(job: Job, result: dict[str, Any]) -> tuple[Local, Sourc
 
 
 def _fall_back(job: Job, result: dict[str, Any], error: RewindFailed) -> tuple[Local, Source, Decision]:
-    _, local, source, _ = look(job)
+    local, source = look(job)[1:3]
     decision = Decision("basebackup", f"{result['reason']}; {error.message}")
-    _decide(job, local, with_size(source, job), decision, result)
+    try:
+        _decide(job, local, with_size(source, job), decision, result)
+    except HotspareError as refusal:
+        refusal.message = f"{error.message}; and a base backup is not possible: {refusal.message}"
+        raise
     return local, source, decision
 
 
