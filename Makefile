@@ -55,7 +55,7 @@ unit: venv
 
 integration: venv
 	lab/prerequisites postgresql
-	pytest tests/integration
+	pytest tests/integration --numprocesses auto
 
 gates: venv
 	lab/gates
