@@ -19,7 +19,7 @@ VENV := .cache/venv/.installed
 COLLECTION := .cache/collections/ansible_collections/hotspare/postgresql
 SUITE ?= trixie
 
-.PHONY: help venv lab demo test unit integration gates molecule matrix bench clean
+.PHONY: help venv lab demo test unit integration gates installed molecule matrix bench clean
 
 help:
 	@sed -n 's/^# \?//p' Makefile | head -n 6
@@ -62,8 +62,14 @@ gates: venv
 
 molecule: molecule-default molecule-failover
 
-molecule-%: venv lab
-	HOTSPARE_IMAGE=$$(lab/image $(SUITE)) molecule test -s $*
+# What a user installs: the tarball, not the checkout.
+installed: venv
+	rm -rf .cache/dist .cache/installed
+	ansible-galaxy collection build --output-path .cache/dist
+	ansible-galaxy collection install --force --offline --no-deps --collections-path .cache/installed .cache/dist/*.tar.gz
+
+molecule-%: installed lab
+	HOTSPARE_IMAGE=$$(lab/image $(SUITE)) HOTSPARE_COLLECTIONS=installed molecule test -s $*
 
 matrix: venv
 	lab/matrix
