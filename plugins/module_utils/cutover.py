@@ -539,11 +539,10 @@ def _failover_slots(source: State, standby: State, primary: str, target: str) ->
         if s.get("synced") and s.get("temporary") is False and not s.get("invalidation_reason")
     }
     late = [n for n in wanted if n not in ready]
-    return check(
-        name,
-        not late,
-        f"{listed(late)} is not ready on {target}" if late else f"{listed(wanted)} of {primary} is ready on {target}",
-    )
+    if not wanted:
+        return check(name, True, f"{primary} has no failover slots")
+    ready_or_not = f"{listed(late)} is not" if late else f"{listed(wanted)} of {primary} is"
+    return check(name, not late, f"{ready_or_not} ready on {target}")
 
 
 def _hot_standby_back(source: State, primary: str) -> Check:

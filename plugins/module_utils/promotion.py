@@ -201,7 +201,8 @@ def promote(
     """Make a standby the primary, or refuse and change nothing. A primary is left as it is.
 
     `timeout` is in seconds: half of it may be waited for the required position, the rest for the promotion; the
-    CHECKPOINT afterwards may take as long again. Errors: PromotionRefused, PromotionPending, HotspareError.
+    CHECKPOINT afterwards may take as long again, and if it does not end, that is in `warnings`: the node is the
+    primary all the same. Errors: PromotionRefused, PromotionPending, HotspareError.
     """
     started = time.monotonic()
     state = read_state(instance)
@@ -213,6 +214,7 @@ def promote(
         "new_timeline": state["timeline"],
         "switch_lsn": None,
         "seconds": 0.0,
+        "warnings": [],
         "node": state,
     }
     if state["role"] == "primary":
@@ -326,12 +328,14 @@ def _new_timeline(instance: Instance) -> dict[str, Any]:
 
 
 def _checkpoint(instance: Instance, timeout: float, result: dict[str, Any]) -> None:
-    """CHECKPOINT, so that pg_control has the new timeline: pg_rewind reads it there and would see no divergence."""
+    """CHECKPOINT, so that pg_control has the new timeline: pg_rewind reads it there and would see no divergence.
+
+    A warning if it fails, never an error: whoever reads an error may start the old primary again.
+    """
     try:
         checkpoint_primary(instance, timeout)
     except HotspareError as error:
-        raise HotspareError(
-            f"{instance.name} is the primary now, but its checkpoint is missing: run this again before anything is"
-            f" rewound from it ({error.message})",
-            **result,
-        ) from error
+        result["warnings"].append(
+            f"{instance.name} is the primary now, but its checkpoint is missing: make one before anything is rewound"
+            f" from it ({error.message})"
+        )

@@ -174,6 +174,12 @@ def _natural(local: Local, source: Source) -> Decision:
         return Decision("refuse", "how the node and the primary are related is not known")
     if here.timeline == there:
         return _one_timeline(local, here, source, source.flush_lsn)
+    if here.timeline > there:
+        return Decision(
+            "refuse",
+            f"it has been on timeline {here.timeline}, {source.where} is on {there}: it was promoted after that one"
+            " and is probably the one to keep; if not, say method: basebackup (the node's directory is kept aside)",
+        )
     fork = fork_point(list(source.history), here.timeline)
     # The position of a former primary is where its last record starts, so the fork must be past it.
     needed = None if here.lsn is None else here.lsn + (here.kind == "primary")

@@ -542,8 +542,9 @@ def log_tail(instance: Instance, position: int = 0) -> list[str]:
             file.seek(max(position if position <= size else 0, size - LOG_BYTES))
             text = file.read().decode(errors="replace")
     except OSError:
-        if instance.service is None:
-            return []
+        text = ""
+    if not text.strip() and instance.service is not None:
+        # Nothing in its own log: it did not even begin, and why is in the journal (a guard's word, say).
         arguments = ["--unit", instance.service, "--lines", str(LOG_LINES), "--output=cat", "--no-pager"]
         text = run(["journalctl", *arguments], check=False, timeout=PROGRAM_SECONDS).stdout
     return [line.strip() for line in text.splitlines() if line.strip()][-LOG_LINES:]
@@ -865,19 +866,28 @@ def bring_to(
     timeout: float = 60,
     check_mode: bool = False,
 ) -> dict[str, Any]:
-    """Make the server `started`, `stopped` or `restarted`, or assert that it is `running`; what pg_server returns.
+    """Make the server `started`, `stopped`, `restarted` or `reloaded`, or assert that it is `running`; what pg_server
+    returns.
 
     `role` is what it must come up as (or be). In check mode everything is checked and nothing done. HotspareError.
     """
     began = time.monotonic()
     kind = data_directory_kind(instance)
     if kind != "cluster":
+        if state == "reloaded":  # a node to be, whose configuration was written before its data
+            node = {"name": instance.name, "data_directory": instance.data_directory, "running": False}
+            return {"changed": False, "node": node, "shutdown": None, "seconds": 0.0}
         raise HotspareError(
             f"{instance} holds no PostgreSQL cluster but is {kind}: mend `data_directory`, or seed it with pg_rebuild"
         )
     pid = process_id(instance)
     # One that has shut down and only waits for its archiver is stopped, for `stop` as for us.
     running = pid is not None and not (_is_stopping(instance) and read_control(instance).state in CLEAN_STATES)
+    if state == "reloaded":
+        if running and not check_mode:
+            reload(instance)
+        node = summary(instance)
+        return {"changed": running, "node": node, "shutdown": None, "seconds": round(time.monotonic() - began, 3)}
     if state == "running" and not running:
         raise HotspareError(f"PostgreSQL of {instance} does not run: start it with `state: started`")
     if pid is None:

@@ -514,11 +514,12 @@ def _plan_bootstrap(
 # -- rebuild_standby.yml ----------------------------------------------------------------------------------------------
 
 
-def rebuild_plan(seen: Topology, node: str | None, confirm: str | None) -> RebuildPlan:
+def rebuild_plan(seen: Topology, node: str | None, confirm: str | None, give_up: str | None = None) -> RebuildPlan:
     """Whether `node` may be made a standby anew. Its data is renamed aside, and still: only what is proven goes.
 
     Other nodes may be unknown (after a forced failover one usually is): that is a warning. The node itself, and the
-    primary that it is to follow, must be known.
+    primary that it is to follow, must be known. A node that has been on a later timeline than the primary was promoted
+    after it: it is refused, unless `give_up` names it too.
     """
     nodes, name = seen["nodes"], node or ""
     others = [p for p in seen["primaries"] if p != name]
@@ -542,6 +543,7 @@ def rebuild_plan(seen: Topology, node: str | None, confirm: str | None) -> Rebui
     checks += [_one_primary_check(name, others), _others_agree_check(seen, name)]
     if primary:
         checks += _rebuild_pair_checks(nodes, name, primary)
+        checks.append(_not_newer_check(nodes, name, primary, give_up == name))
     checks += _rebuild_warnings(seen, name, primary)
     bad = refused(checks)
     plan.update({"checks": checks, "ok": not bad, "reason": joined(c["detail"] for c in bad)})
@@ -623,6 +625,26 @@ def _rebuild_pair_checks(nodes: Mapping[str, State], name: str, primary: str) ->
     ]
 
 
+def _not_newer_check(nodes: Mapping[str, State], name: str, primary: str, given_up: bool) -> Check:
+    """The later timeline is the later promotion: its commits are the cluster's, as a rule, not those of the primary."""
+    own, theirs = timeline(nodes[name]), timeline(nodes[primary])
+    if nodes[name]["role"] == "absent":
+        return check("not_newer", True, f"{name} holds nothing")
+    if own is None or theirs is None:
+        return check("not_newer", None, f"the timeline of {name if own is None else primary} is unknown")
+    words = f"{name} has been on timeline {own}, {primary} is on {theirs}"
+    if own <= theirs:
+        return check("not_newer", True, words)
+    if given_up:
+        return check("not_newer", True, f"{words}; what {name} holds is given up and kept aside whole")
+    return check(
+        "not_newer",
+        False,
+        f"{words}: {name} was promoted after {primary} and is probably the one to keep, so stop {primary}, start {name}"
+        f" and rebuild {primary}; to give up what {name} holds instead, add -e give_up={name}",
+    )
+
+
 def _rebuild_warnings(seen: Topology, name: str, primary: str | None) -> list[Check]:
     nodes = seen["nodes"]
     unknown = [n for n in seen["unknown"] if n != name]
@@ -640,13 +662,12 @@ def _rebuild_warnings(seen: Topology, name: str, primary: str | None) -> list[Ch
     own, theirs = timeline(state), timeline(source)
     reach = held(state) or lsn(part(state, "control", "checkpoint_lsn"))
     written = held(source)
-    if own and theirs and (own > theirs or (own == theirs and reach and written and reach > written)):
+    if own and theirs and own == theirs and reach and written and reach > written:
         found.append(
             check(
                 "not_ahead",
                 False,
-                f"{name} holds WAL that {primary} never had (timeline {own}, {primary} is on {theirs}); "
-                "it is kept aside with the old directory and not merged",
+                f"{name} holds WAL that {primary} never had, on the same timeline {own}; it is kept aside, not merged",
                 hard=False,
             )
         )

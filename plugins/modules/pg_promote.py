@@ -200,7 +200,10 @@ def main() -> None:
             check_mode=module.check_mode,
         )
     except HotspareError as error:
+        error.facts.pop("warnings", None)
         module.fail_json(msg=error.message, **error.facts)
+    for warning in result.pop("warnings"):
+        module.warn(warning)
     module.exit_json(**result)
 
 

@@ -23,8 +23,9 @@ options:
         a while, until the last WAL is archived.
       - With V(restarted) it is stopped, if it runs, and started.
       - With V(running) nothing is done, but it is an error if the server does not run.
+      - With V(reloaded) a server that runs reads its configuration again, and one that does not is left alone.
     type: str
-    choices: [started, stopped, restarted, running]
+    choices: [started, stopped, restarted, running, reloaded]
     default: started
   role:
     description:
@@ -219,7 +220,9 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec=dict(
             **NODE_ARGUMENTS,
-            state=dict(type="str", choices=["started", "stopped", "restarted", "running"], default="started"),
+            state=dict(
+                type="str", choices=["started", "stopped", "restarted", "running", "reloaded"], default="started"
+            ),
             role=dict(type="str", choices=["primary", "standby"]),
             mode=dict(type="str", choices=["fast", "immediate"], default="fast"),
             checkpoint=dict(type="bool", default=False),

@@ -247,6 +247,20 @@ def test_a_promotion_that_does_not_end_stays_in_force(pair, stopped, run_module)
     assert pair.standby.control("Latest checkpoint's TimeLineID") == "2"
 
 
+def test_a_checkpoint_that_does_not_end_is_no_failed_promotion(pair, stopped, run_module):
+    # Whoever reads a failure here may start the old primary again, beside this one.
+    checkpointer = int(pair.standby.sql("SELECT pid FROM pg_stat_activity WHERE backend_type = 'checkpointer'"))
+    os.kill(checkpointer, signal.SIGSTOP)
+    try:
+        result = run_module("pg_promote", {**pair.standby.params, **stopped, "timeout": 4})
+    finally:
+        os.kill(checkpointer, signal.SIGCONT)
+    assert not result.get("failed"), result
+    assert (result["changed"], result["pending"], result["new_timeline"]) == (True, False, 2)
+    assert "its checkpoint is missing" in str(result["warnings"])
+    assert pair.standby.sql("SELECT pg_is_in_recovery()") == "f"
+
+
 def test_a_run_that_died_before_its_checkpoint_is_finished(pair, stopped, run_module):
     # Without our CHECKPOINT pg_control keeps the old timeline for a while; a spread checkpoint is made slow here.
     pair.standby.program("pg_ctl", "promote", "-w", "-D", str(pair.standby.data))

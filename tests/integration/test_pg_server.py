@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import time
 
 import pytest
 
@@ -297,6 +298,24 @@ def test_checkpoint_is_no_change_and_not_made_in_check_mode(pair, run_module):
     assert node.control("Latest checkpoint location") != before
     # On a standby it would be a restartpoint, which is not meant.
     assert run_module("pg_server", {**pair.standby.params, "state": "running", "checkpoint": True})["changed"] is False
+
+
+def test_reload_is_for_a_server_that_runs(pair, lab, run_module):
+    asked = "SELECT pg_conf_load_time()"
+    before = pair.primary.sql(asked)
+    assert run_module("pg_server", {**pair.primary.params, "state": "reloaded"}, check=True)["changed"] is True
+    assert pair.primary.sql(asked) == before
+    assert run_module("pg_server", {**pair.primary.params, "state": "reloaded"})["changed"] is True
+    deadline = time.monotonic() + 10
+    while pair.primary.sql(asked) == before:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    # A stopped one stays stopped, systemd would start it; and one that has no data yet is none.
+    pair.primary.stop()
+    assert run_module("pg_server", {**pair.primary.params, "state": "reloaded"})["changed"] is False
+    assert not pair.primary.running
+    bare = lab.node("bare", data=False)
+    assert run_module("pg_server", {**bare.params, "state": "reloaded"})["changed"] is False
 
 
 def test_a_start_that_fails_says_why(pair, run_module):

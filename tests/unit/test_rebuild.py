@@ -139,6 +139,10 @@ def test_common_point(mine, theirs, expected):
 # --- the method ------------------------------------------------------------------------------------------------------
 
 
+# A primary on timeline 6, whose history parts from that of a node on timeline 3 at 0/400.
+AT_6 = {"timeline": 6, "history": history(FORK, 0x500)}
+
+
 def chosen(local, source, wanted="auto"):
     return choose_method(local, source, wanted).method
 
@@ -163,9 +167,12 @@ def chosen(local, source, wanted="auto"):
         (old_primary(0x500, position=Position("primary", 2, 0x500)), {}, "refuse", "no LSN can tell"),
         (old_primary(position=Position("unknown", 2)), {}, "refuse", "no LSN can tell"),
         # The node's timeline is no ancestor of the primary's.
-        (standby(0x900, timeline=3, history=history(FORK, 0x400)), {}, "rewind", "left it at 0/400"),
-        (standby(0x900, timeline=5, history=None), {}, "basebackup", "history of timeline 5 is missing"),
-        (standby(0x900, timeline=5, history=[HistoryEntry(4, 5, "")]), {}, "basebackup", "no common ancestor"),
+        (standby(0x900, timeline=3, history=history(FORK, 0x400)), AT_6, "rewind", "left it at 0/400"),
+        (standby(0x900, timeline=5, history=None), AT_6, "basebackup", "history of timeline 5 is missing"),
+        (standby(0x900, timeline=5, history=[HistoryEntry(4, 5, "")]), AT_6, "basebackup", "no common ancestor"),
+        # The node was promoted after the primary.
+        (standby(0x900, timeline=3, history=history(FORK, 0x400)), {}, "refuse", "probably the one to keep"),
+        (old_primary(position=Position("unknown", 3)), {}, "refuse", "probably the one to keep"),
         # It would follow a timeline that the primary knows nothing of.
         (standby(FORK, newest_timeline=7), {}, "basebackup", "history of timeline 7"),
         (standby(FORK, newest_timeline=2), {}, "follow", ""),

@@ -352,7 +352,6 @@ def failing(decided: Any) -> set[str]:
     [
         stopped("db2"),
         stopped("db2", "in production"),
-        stopped("db2", timeline=2),
         standby("db2", streams=False),
         standby("db2"),
         absent("db2"),
@@ -361,6 +360,16 @@ def failing(decided: Any) -> set[str]:
 def test_what_may_be_rebuilt(second: dict[str, Any]) -> None:
     decided = rebuild(primary("db1"), second)
     assert (decided["ok"], decided["primary"], decided["system_identifier"]) == (True, "db1", SYSTEM)
+
+
+def test_a_node_promoted_after_the_primary_is_given_up_only_by_name() -> None:
+    seen = topology(answers(primary("db1"), stopped("db2", "in production", timeline=2)))
+    for give_up in (None, "", "db1"):
+        decided = rebuild_plan(seen, "db2", "db2", give_up)
+        assert failing(decided) == {"not_newer"}
+        assert "probably the one to keep" in decided["reason"]
+    assert rebuild_plan(seen, "db2", "db2", "db2")["ok"]
+    assert failing(rebuild(primary("db1"), stopped("db2", timeline=None))) == {"not_newer"}
 
 
 @pytest.mark.parametrize(
