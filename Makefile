@@ -57,6 +57,11 @@ integration: venv
 	lab/prerequisites postgresql
 	pytest tests/integration --numprocesses auto
 
+# The same tests on another Debian with its PostgreSQL: make integration-trixie
+integration-%: venv
+	lab/prerequisites docker
+	lab/integration $*
+
 gates: venv
 	lab/gates
 

@@ -6,6 +6,11 @@ repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/hotspare # outlives a checkout: image tarballs, the daemon's process id
 state=$repo/.cache                             # of this checkout: virtual environment, keys, collections
 
+# The Debians that are supported, and the PostgreSQL of each.
+suites=(bullseye bookworm trixie forky)
+declare -A debian=([bullseye]=11 [bookworm]=12 [trixie]=13 [forky]=forky)
+declare -A postgresql=([bullseye]=13 [bookworm]=15 [trixie]=17 [forky]=18)
+
 say() { printf 'lab: %s\n' "$*" >&2; }
 die() {
     say "$@"
@@ -16,6 +21,14 @@ die() {
 machine_options() {
     echo --tty --cap-add SYS_ADMIN --cap-add NET_ADMIN --tmpfs /run --tmpfs /run/lock \
         --security-opt seccomp=unconfined --security-opt apparmor=unconfined
+}
+
+wait_for_ssh() { # wait_for_ssh NAME: of a machine that boots, until it is up
+    for _ in $(seq 120); do
+        if docker exec "$1" systemctl is-active --quiet ssh 2>/dev/null; then return; fi
+        sleep 0.25
+    done
+    die "$1: sshd is not up after 30 s; see: docker exec $1 systemctl status ssh"
 }
 
 remove_containers() { # remove_containers FILTER; a lab machine carries the label project=hotspare-lab
