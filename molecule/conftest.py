@@ -159,7 +159,7 @@ class Lab:
     def restart_container(self, node: str) -> None:
         """Start it, and wait until its systemd has booted: that is when a server that starts at boot has started."""
         self.docker("start", node)
-        wait_for(
+        self.wait_for(
             lambda: self.run(node, "systemctl", "is-system-running", check=False).strip() in ("running", "degraded"),
             f"{node} has booted",
         )
@@ -210,9 +210,16 @@ class Lab:
             if before[node].get(key) != after[node].get(key)
         }
 
+    @staticmethod
+    def wait_for(condition: Callable[[], bool], what: str, timeout: float = 60) -> None:
+        deadline = time.monotonic() + timeout
+        while not condition():
+            assert time.monotonic() < deadline, f"not within {timeout} s: {what}"
+            time.sleep(0.05)
+
     def wait_for_replay(self, node: str, lsn: str) -> None:
         replayed = f"SELECT pg_last_wal_replay_lsn() >= '{lsn}'"
-        wait_for(lambda: self.sql(node, replayed) == "t", f"{node} has replayed {lsn}", 30)
+        self.wait_for(lambda: self.sql(node, replayed) == "t", f"{node} has replayed {lsn}", 30)
 
 
 def find_json(output: str) -> dict[str, Any]:
@@ -221,13 +228,6 @@ def find_json(output: str) -> dict[str, Any]:
     assert start, f"no topology in: {output}"
     found: dict[str, Any] = json.JSONDecoder().raw_decode(output, start.end())[0]["node_topology"]
     return found
-
-
-def wait_for(condition: Callable[[], bool], what: str, timeout: float = 60) -> None:
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {timeout} s: {what}"
-        time.sleep(0.05)
 
 
 @pytest.fixture(scope="session")

@@ -165,3 +165,23 @@ def both_writable(old: Watch, new: Watch) -> list[Sample]:
     """Answers of the old primary that show it writable after the new one was: there must be none."""
     first = min((sample.end for sample in new.writable()), default=float("inf"))
     return [sample for sample in old.writable() if sample.start > first]
+
+
+def ledger(lab, first):
+    return Ledger([lab.addresses[lab.one], lab.addresses[lab.two]], first)
+
+
+def missing(lab, node, rows):
+    """The acknowledged rows that a node has not."""
+    held = {int(number) for number in lab.sql(node, "SELECT number FROM ledger", "ledger").split()}
+    return [row for row in rows if row.number not in held]
+
+
+def assert_pair(lab, primary, standby):
+    """`standby` streams from `primary`: a row written now is read there."""
+    number = time.monotonic_ns() % 1_000_000_000 + 1_000_000_000
+    lab.sql(primary, f"INSERT INTO ledger VALUES ({number})", "ledger")
+    at = lab.sql(primary, "SELECT pg_current_wal_lsn()")
+    assert lab.sql(standby, "SELECT pg_is_in_recovery(), status FROM pg_stat_wal_receiver") == "t|streaming"
+    lab.wait_for_replay(standby, at)
+    assert lab.sql(standby, f"SELECT count(*) FROM ledger WHERE number = {number}", "ledger") == "1"

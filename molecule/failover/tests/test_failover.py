@@ -13,38 +13,7 @@ import re
 import signal
 import time
 
-import pytest
-from ledger import Ledger, Watch, both_writable, lsn
-
-
-@pytest.fixture(scope="module", autouse=True)
-def books(lab):
-    """A database of the ledger's own, made where the primary is."""
-    primary = next(node for node in lab.addresses if lab.is_primary(node))
-    lab.sql(primary, "DROP DATABASE IF EXISTS ledger; DROP ROLE IF EXISTS ledger")
-    lab.sql(primary, "CREATE ROLE ledger LOGIN PASSWORD 'ledger'")
-    lab.sql(primary, "CREATE DATABASE ledger OWNER ledger")
-    lab.sql(primary, "CREATE TABLE ledger (number int PRIMARY KEY); ALTER TABLE ledger OWNER TO ledger", "ledger")
-
-
-def ledger(lab, first):
-    return Ledger([lab.addresses[lab.one], lab.addresses[lab.two]], first)
-
-
-def missing(lab, node, rows):
-    """The acknowledged rows that a node has not."""
-    held = {int(number) for number in lab.sql(node, "SELECT number FROM ledger", "ledger").split()}
-    return [row for row in rows if row.number not in held]
-
-
-def assert_pair(lab, primary, standby):
-    """`standby` streams from `primary`: a row written now is read there."""
-    number = time.monotonic_ns() % 1_000_000_000 + 1_000_000_000
-    lab.sql(primary, f"INSERT INTO ledger VALUES ({number})", "ledger")
-    at = lab.sql(primary, "SELECT pg_current_wal_lsn()")
-    assert lab.sql(standby, "SELECT pg_is_in_recovery(), status FROM pg_stat_wal_receiver") == "t|streaming"
-    lab.wait_for_replay(standby, at)
-    assert lab.sql(standby, f"SELECT count(*) FROM ledger WHERE number = {number}", "ledger") == "1"
+from ledger import Watch, assert_pair, both_writable, ledger, lsn, missing
 
 
 def test_the_primarys_machine_dies_and_the_standby_takes_over(lab):
