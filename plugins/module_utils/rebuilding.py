@@ -470,7 +470,7 @@ def _rewind(job: Job, local: Local, source: Source) -> None:
     # Outside of what pg_rewind overwrites with the primary's.
     own_settings = _text(auto_conf)
     try:
-        _prepare_rewind(job, staged)
+        _prepare_rewind(job, staged, local, source)
     except HotspareError as error:
         # Nothing was rewound: it gets its name back. But a former primary must never start as one.
         set_standby_signal(staged, True)
@@ -493,7 +493,7 @@ def _rewind(job: Job, local: Local, source: Source) -> None:
         _rename(job.rewinding, job.real)
 
 
-def _prepare_rewind(job: Job, staged: Instance) -> None:
+def _prepare_rewind(job: Job, staged: Instance, local: Local, source: Source) -> None:
     # A server in single-user mode refuses a directory with a signal.
     for name in ("standby.signal", "recovery.signal"):
         remove_durably(staged.path(name))
@@ -502,8 +502,21 @@ def _prepare_rewind(job: Job, staged: Instance) -> None:
             _recover(staged)
     with job.step("pg_rewind --dry-run"):
         done = run([*_pg_rewind(job, staged), "--dry-run"], account=staged.account, timeout=None)
-        if "no rewind required" in done.stdout + done.stderr:
+        said = done.stdout + done.stderr
+        if "no rewind required" in said:
             raise HotspareError("it says that no rewind is required, although the histories have parted")
+        # From there the node recovers. 13 removes all WAL that the primary has not, later versions keep what it needs.
+        begin = re.search(r"last common checkpoint at ([0-9A-F]+/[0-9A-F]+)", said)
+        if (
+            begin
+            and (program_version(staged) or 0) < 14
+            and parse_lsn(begin.group(1)) < (source.oldest_wal or 0)
+            and not local.restore_command
+        ):
+            raise HotspareError(
+                f"the node would need WAL from {begin.group(1)} on, the oldest that the primary still has begins at"
+                f" {format_lsn(source.oldest_wal or 0)}, and there is no restore_command"
+            )
 
 
 def _recover(staged: Instance) -> None:
