@@ -64,7 +64,8 @@ def test_a_promotion_whose_checkpoint_hangs_is_not_taken_back(lab):
     with ledger(lab, 4_000_000) as client, old, new:
         client.wait_for_rows(lab.addresses[primary], 100)
         with frozen(lab, standby, "checkpointer"):
-            lab.play("failover", "-e", f"target={standby}", "-e", "failover_timeout=5", ok=None)
+            told = lab.play("failover", "-e", f"target={standby}", "-e", "failover_timeout=5")
+            assert "its checkpoint is missing" in told.output
             client.wait_for_rows(lab.addresses[standby], 100)
         lab.play("failover", "-e", f"target={standby}")
     assert missing(lab, standby, client.rows) == []
