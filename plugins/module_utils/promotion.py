@@ -49,7 +49,7 @@ class Wanted:
 
 @dataclass(frozen=True)
 class OldPrimarySeen:
-    """What the address of the old primary answered: primary, standby, silent (nobody there) or unknown."""
+    """What the address of the old primary answered: primary, standby, stopping, silent (nobody there) or unknown."""
 
     answer: str
     where: str
@@ -84,7 +84,7 @@ def checks(state: Mapping[str, Any], wanted: Wanted, old_primary_seen: OldPrimar
         )
     _check_replay(state["replay"], check)
     _check_position(state["lsn"], wanted, check)
-    _check_old_primary(old_primary_seen, wanted.force, check)
+    _check_old_primary(old_primary_seen, wanted, check)
     return found
 
 
@@ -136,12 +136,15 @@ def _check_position(lsn: Mapping[str, str | None], wanted: Wanted, check: Any) -
     check("position", ok, f"{at}, both must be past {format_lsn(wanted.require_lsn)}")
 
 
-def _check_old_primary(seen: OldPrimarySeen, force: bool, check: Any) -> None:
-    ok = seen.answer in ("standby", "silent") or (seen.answer == "unknown" and force)
-    advice = {
-        "primary": ", stop it first",
-        "unknown": " (forced)" if force else ": make sure that it takes no writes and use force",
-    }.get(seen.answer, "")
+def _check_old_primary(seen: OldPrimarySeen, wanted: Wanted, check: Any) -> None:
+    # One that is shutting down may wait for its archiver long after its last record, which require_lsn names. Without
+    # that proof it may be a smart shutdown, in which sessions still commit.
+    proved = seen.answer == "stopping" and wanted.require_lsn is not None
+    doubtful = seen.answer in ("unknown", "stopping") and not proved
+    ok = proved or seen.answer in ("standby", "silent") or (doubtful and wanted.force)
+    advice = ", stop it first" if seen.answer == "primary" else ""
+    if doubtful:
+        advice = " (forced)" if wanted.force else ": make sure that it takes no writes and use force"
     check("old_primary", ok, f"the old primary at {seen.where} {seen.detail}{advice}")
 
 
@@ -158,6 +161,8 @@ def look_at_primary(conninfo: Mapping[str, Any], *, account: str, system_identif
     except ConnectFailed as error:
         if error.kind in ("refused", "timeout") or UNREACHABLE.search(error.message):
             return OldPrimarySeen("silent", where, f"does not answer ({error.message})")
+        if error.kind == "shutting_down":
+            return OldPrimarySeen("stopping", where, "is shutting down and takes no connections any more")
         return OldPrimarySeen("unknown", where, f"answers in a way that does not tell its role ({error.message})")
     try:
         with connection.cursor() as cursor:

@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 from ansible_collections.hotspare.postgresql.plugins.module_utils.wal import format_lsn, parse_lsn
 
+from .conftest import eventually, execute
+
 
 def look(node) -> tuple[Any, ...]:
     """What a promotion, or any other meddling, would change."""
@@ -259,6 +261,22 @@ def test_a_checkpoint_that_does_not_end_is_no_failed_promotion(pair, stopped, ru
     assert (result["changed"], result["pending"], result["new_timeline"]) == (True, False, 2)
     assert "its checkpoint is missing" in str(result["warnings"])
     assert pair.standby.sql("SELECT pg_is_in_recovery()") == "f"
+
+
+def test_an_old_primary_that_only_waits_for_its_archiver(pair, run_module):
+    settings = pair.primary.instance.upstream_file.replace("60-hotspare-upstream", "90-operator")
+    execute("tee", settings, stdin="archive_mode = on\narchive_command = 'sleep 60'\n")
+    pair.primary.stop()
+    pair.primary.start()
+    pair.primary.write("last words")
+    eventually(pair.in_step)
+    stopped = run_module("pg_server", {**pair.primary.params, "state": "stopped"})["shutdown"]
+    assert pair.primary.running  # the postmaster, until the archiver is done
+    wanted = {"require_lsn": stopped["checkpoint_lsn"], "require_timeline": 1, "timeout": 20}
+    result = run_module("pg_promote", {**pair.standby.params, **wanted})
+    assert result.get("changed") is True, result
+    assert "is shutting down" in result["checks"][-1]["detail"]
+    assert pair.standby.notes() == ["last words"]
 
 
 def test_a_run_that_died_before_its_checkpoint_is_finished(pair, stopped, run_module):

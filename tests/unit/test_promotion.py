@@ -121,6 +121,7 @@ def test_without_a_position_it_must_be_forced():
     [
         ("primary", ["old_primary"], ["old_primary"]),
         ("unknown", ["old_primary"], []),
+        ("stopping", [], []),
         ("standby", [], []),
         ("silent", [], []),
     ],
@@ -129,6 +130,12 @@ def test_the_old_primary(answer, plain, forced):
     seen = OldPrimarySeen(answer, "db-one:5432", "answers")
     assert failed(standby(), WANTED, seen) == plain
     assert failed(standby(), Wanted(force=True), seen) == forced
+
+
+def test_an_old_primary_that_is_stopping_is_fine_only_with_its_last_record():
+    seen = OldPrimarySeen("stopping", "db-one:5432", "is shutting down")
+    assert failed(standby(), WANTED, seen) == []
+    assert failed(standby(), Wanted(), seen) == ["position", "old_primary"]
 
 
 LSNS = st.integers(0, 2**64 - 1)
@@ -227,7 +234,7 @@ def test_the_role_over_the_replication_protocol(monkeypatch, read_only, default,
         ("refused", "silent"),
         ("timeout", "silent"),
         ("starting", "unknown"),
-        ("shutting_down", "unknown"),
+        ("shutting_down", "stopping"),
         ("auth", "unknown"),
         ("other", "unknown"),
     ],
