@@ -1,0 +1,242 @@
+# Copyright: (c) 2026, hotspare contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""One operation on a cluster at a time: a lock file on each node that says who works on it, for what, and until when.
+
+A lock lasts beyond the module that takes it, so it is a file and not a flock; a flock guards the look and the write.
+It goes with a reboot. It is never broken because it is old: a run whose control node was cut off may still be at work,
+so only the run that holds it, one that the control node knows to follow a dead one, or the operator by name takes it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import getpass
+import hashlib
+import json
+import multiprocessing
+import os
+import socket
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime, timezone
+from typing import Any, Optional
+
+from .shell import HotspareError, remove_durably, write_durably
+
+LOCK_DIRECTORY = "/run/lock"
+MUTEX_SECONDS = 10  # others hold it for a millisecond
+POLL_SECONDS = 0.01
+MAX_BYTES = 65536  # a lock has some hundred
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Decided (pure)
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def obstacle(
+    found: Mapping[str, Any], where: str, token: str, take_over: str, dead: Iterable[str] = ()
+) -> Optional[str]:
+    """Why the lock `found` (a record of read_lock) cannot be taken by the run `token`; None when it can.
+
+    `dead`: tokens of runs whose process the control node knows to be gone. `take_over`: the owner whose lock the
+    operator gives up.
+    """
+    if found["token"] == token or found["alive"] is False or found["token"] in set(dead):
+        return None
+    control = found["control"]
+    held = f"{where} is locked by {found['owner']} since {found['since']} for {found['purpose']}"
+    if found["alive"]:
+        return f"{held}: process {control['pid']} on {control['host']} is at work; wait for it, or end it"
+    if take_over and take_over == found["owner"]:
+        return None
+    left = found["expires_in"]
+    until = f"it expires in {left:.0f} s" if left > 0 else f"it expired {-left:.0f} s ago"
+    see = f"see whether process {control['pid']} on {control['host']} still runs"
+    wrong = f" (take_over names {take_over}, who does not hold it)" if take_over else ""
+    return f"{held}, {until}: {see}; if it does not, add -e take_over={found['owner']}{wrong}"
+
+
+def taken_from(found: Mapping[str, Any], token: str, dead: Iterable[str] = ()) -> Optional[str]:
+    """What to tell of another run's lock that may be taken; None when it is the run's own."""
+    if found["token"] == token:
+        return None
+    gone = found["alive"] is False or found["token"] in set(dead)
+    said = "was left behind by a run that is dead" if gone else "was given up by the operator"
+    return f"the lock of {found['owner']} since {found['since']} for {found['purpose']} {said}"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Who runs (on the control node)
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def this_run() -> dict[str, Any]:
+    """Who works here: owner, control (host, pid, started, boot_id, namespace) and a token, the same all the run long.
+
+    The process is the run itself also when a worker that it forked asks.
+    """
+    parent = multiprocessing.parent_process()
+    pid = parent.pid if parent is not None and parent.pid is not None else os.getpid()
+    host = socket.gethostname()
+    control = {"host": host, "pid": pid, "started": _started(pid), **_machine()}
+    owner = f"{os.environ.get('SUDO_USER') or getpass.getuser()}@{host}"
+    token = hashlib.sha256(json.dumps(control, sort_keys=True).encode()).hexdigest()[:16]
+    return {"owner": owner, "control": control, "token": token}
+
+
+def alive(control: Mapping[str, Any]) -> Optional[bool]:
+    """Whether a run's process still runs; None unless this is the machine, since its boot, that it ran on."""
+    if any(control.get(key) != value or value is None for key, value in _machine().items()):
+        return None
+    return control["started"] is not None and _started(control["pid"]) == control["started"]
+
+
+def dead_runs(locks: Iterable[Optional[Mapping[str, Any]]]) -> list[str]:
+    """Tokens of the locks (records of read_lock, None where there is none) whose run this machine knows to be gone."""
+    return sorted({str(lock["token"]) for lock in locks if lock and alive(lock["control"]) is False})
+
+
+def _machine() -> dict[str, Optional[str]]:
+    """What tells this machine, since its boot, from all others; containers share a boot, but no process numbers."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            return {"boot_id": file.read().strip(), "namespace": os.readlink("/proc/self/ns/pid")}
+    except OSError:  # a control node that is not Linux
+        return {"boot_id": None, "namespace": None}
+
+
+def _started(pid: int) -> Optional[int]:
+    """When a process began (ticks since the boot), since numbers are used again; None when there is none."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            fields = file.read().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] == "Z" else int(fields[19])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The file (on the node)
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def read_lock(directory: str) -> Optional[dict[str, Any]]:
+    """The lock of the node whose data directory this is, or None.
+
+    owner, purpose, since (UTC), token, control, expires_in (s, negative when it is over), alive (None = not known from
+    here), path. HotspareError when it is not known whether there is one.
+    """
+    path = _path(directory, "operation.json")
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), encoding="utf-8") as file:
+            stored = json.loads(file.read(MAX_BYTES))
+        control = stored["control"]
+        until = stored["expires"] if stored["boot_id"] == _machine()["boot_id"] else _clock()
+        return {
+            **{key: str(stored[key]) for key in ("owner", "purpose", "since", "token")},
+            "control": {key: control[key] for key in ("host", "pid", "started", "boot_id", "namespace")},
+            "expires_in": round(until - _clock(), 1),
+            "alive": alive(control),
+            "path": path,
+        }
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise HotspareError(f"cannot read the lock {path}: {error.strerror}; run this as root") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise HotspareError(
+            f"the lock {path} is not one of ours ({type(error).__name__}): see who wrote it, and remove it", lock=path
+        ) from error
+
+
+def hold(
+    directory: str,
+    where: str,
+    run: Mapping[str, Any],
+    *,
+    purpose: str,
+    seconds: float,
+    take_over: str = "",
+    dead: Iterable[str] = (),
+    check_mode: bool = False,
+) -> dict[str, Any]:
+    """Take the lock of a node (`where`: its name) for the run (owner, token, control), for `seconds`.
+
+    Returns changed, lock, and took_over (a sentence, or None). HotspareError says who has it, with the lock as a fact.
+    In check mode it is only looked at. Held by the same run it is left as it is.
+    """
+    with _looking(directory, check_mode):
+        found = read_lock(directory)
+        reason = obstacle(found, where, run["token"], take_over, dead) if found else None
+        if found and reason:
+            raise HotspareError(f"{reason}. Nothing was changed on {where}.", lock=found)
+        told = taken_from(found, run["token"], dead) if found else None
+        if found and told is None:
+            return {"changed": False, "lock": found, "took_over": None}
+        if not check_mode:
+            stored = {
+                "owner": run["owner"],
+                "purpose": purpose,
+                "since": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC"),
+                "token": run["token"],
+                "control": dict(run["control"]),
+                "expires": _clock() + seconds,
+                "boot_id": _machine()["boot_id"],
+            }
+            write_durably(_path(directory, "operation.json"), json.dumps(stored) + "\n", mode=0o644)
+            found = read_lock(directory)
+        return {"changed": True, "lock": found, "took_over": told}
+
+
+def release(directory: str, token: str, *, check_mode: bool = False) -> dict[str, Any]:
+    """Give the lock back if the run `token` holds it; another run's is left alone. Returns changed and lock."""
+    with _looking(directory, check_mode):
+        found = read_lock(directory)
+        ours = found is not None and found["token"] == token
+        if ours and not check_mode:
+            remove_durably(_path(directory, "operation.json"))
+            found = None
+        return {"changed": ours, "lock": found, "took_over": None}
+
+
+def _path(directory: str, kind: str) -> str:
+    digest = hashlib.sha256(os.fsencode(os.path.realpath(directory))).hexdigest()[:16]
+    return f"{LOCK_DIRECTORY}/hotspare-{digest}.{kind}"
+
+
+def _clock() -> float:
+    """Seconds since the boot, those in which the machine slept included; no clock that is set changes it."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+@contextlib.contextmanager
+def _looking(directory: str, check_mode: bool) -> Iterator[None]:
+    """Nobody else looks at the lock and writes it meanwhile; in check mode there is nothing to keep others from."""
+    if check_mode:
+        yield
+        return
+    path = _path(directory, "operation.lock")
+    flags = os.O_RDWR | os.O_NOFOLLOW
+    try:
+        # O_CREAT only if it is missing: with it, Linux does not open another account's file in such a directory.
+        try:
+            descriptor = os.open(path, flags)
+        except FileNotFoundError:
+            descriptor = os.open(path, flags | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise HotspareError(f"cannot take {path}: {error.strerror}; run this as root") from error
+    try:
+        deadline = time.monotonic() + MUTEX_SECONDS
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise HotspareError(f"{path} is held for {MUTEX_SECONDS} s: see what holds it (fuser)") from None
+                time.sleep(POLL_SECONDS)
+        yield
+    finally:
+        os.close(descriptor)
