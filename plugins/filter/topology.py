@@ -10,6 +10,7 @@ from typing import Any
 
 from ansible.errors import AnsibleFilterError
 from ansible_collections.hotspare.postgresql.plugins.module_utils.cutover import failover_plan
+from ansible_collections.hotspare.postgresql.plugins.module_utils.lock import this_run
 from ansible_collections.hotspare.postgresql.plugins.module_utils.records import slot_name
 from ansible_collections.hotspare.postgresql.plugins.module_utils.status import status_table
 from ansible_collections.hotspare.postgresql.plugins.module_utils.topology import (
@@ -53,5 +54,6 @@ class FilterModule:
             "safe_parameters": safe_parameters,
             "status_table": status_table,
             "slot_name": slot_name,
+            "this_run": this_run,
         }
         return {name: _filter(name, function) for name, function in functions.items()}

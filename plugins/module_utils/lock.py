@@ -72,18 +72,26 @@ def taken_from(found: Mapping[str, Any], token: str, dead: Iterable[str] = ()) -
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def this_run() -> dict[str, Any]:
-    """Who works here: owner, control (host, pid, started, boot_id, namespace) and a token, the same all the run long.
+def this_run(seen: Mapping[str, Any]) -> dict[str, Any]:
+    """Who works here, as the module cluster_lock wants it; the same for every task of the run.
 
-    The process is the run itself also when a worker that it forked asks.
+    owner, token, control (host, pid, started, boot_id, namespace), and dead: the tokens of locks in `seen` (what
+    topology() returned) whose run this machine knows to be gone. Asked by a worker that the run forked, it is the run.
     """
     parent = multiprocessing.parent_process()
     pid = parent.pid if parent is not None and parent.pid is not None else os.getpid()
     host = socket.gethostname()
     control = {"host": host, "pid": pid, "started": _started(pid), **_machine()}
-    owner = f"{os.environ.get('SUDO_USER') or getpass.getuser()}@{host}"
-    token = hashlib.sha256(json.dumps(control, sort_keys=True).encode()).hexdigest()[:16]
-    return {"owner": owner, "control": control, "token": token}
+    return {
+        "owner": f"{os.environ.get('SUDO_USER') or getpass.getuser()}@{host}",
+        "token": hashlib.sha256(json.dumps(control, sort_keys=True).encode()).hexdigest()[:16],
+        "control": control,
+        "dead": sorted({lock["token"] for lock in _locks(seen) if alive(lock["control"]) is False}),
+    }
+
+
+def _locks(seen: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [state["lock"] for state in seen["nodes"].values() if state.get("lock")]
 
 
 def alive(control: Mapping[str, Any]) -> Optional[bool]:
@@ -91,11 +99,6 @@ def alive(control: Mapping[str, Any]) -> Optional[bool]:
     if any(control.get(key) != value or value is None for key, value in _machine().items()):
         return None
     return control["started"] is not None and _started(control["pid"]) == control["started"]
-
-
-def dead_runs(locks: Iterable[Optional[Mapping[str, Any]]]) -> list[str]:
-    """Tokens of the locks (records of read_lock, None where there is none) whose run this machine knows to be gone."""
-    return sorted({str(lock["token"]) for lock in locks if lock and alive(lock["control"]) is False})
 
 
 def _machine() -> dict[str, Optional[str]]:

@@ -17,7 +17,7 @@ import pytest
 import yaml
 from ansible.errors import AnsibleFilterError
 from ansible_collections.hotspare.postgresql.plugins.filter import topology as plugin
-from ansible_collections.hotspare.postgresql.plugins.module_utils import cutover, records, status, topology
+from ansible_collections.hotspare.postgresql.plugins.module_utils import cutover, lock, records, status, topology
 from ansible_collections.hotspare.postgresql.tests.unit.nodes import UNREACHABLE, answers, primary, standby
 
 FILTERS = plugin.FilterModule().filters()
@@ -29,6 +29,7 @@ FUNCTIONS: dict[str, Any] = {
     "safe_parameters": topology.safe_parameters,
     "status_table": status.status_table,
     "slot_name": records.slot_name,
+    "this_run": lock.this_run,
 }
 
 
@@ -47,7 +48,7 @@ def test_every_filter_is_there_and_documented() -> None:
 def test_the_documentation_names_the_options_of_the_function(name: str) -> None:
     documented = document(name)["DOCUMENTATION"]
     _, *parameters = inspect.signature(FUNCTIONS[name]).parameters.values()
-    assert documented["positional"].split(", ") == [p.name for p in parameters]
+    assert documented.get("positional", "").split(", ") == ([p.name for p in parameters] or [""])
     options = {key: option for key, option in documented["options"].items() if key != "_input"}
     assert list(options) == [p.name for p in parameters]
     for parameter in parameters:
@@ -78,6 +79,7 @@ PLAY = """
           - (wanted | hotspare.postgresql.safe_parameters(seen, 'db2')).node_values == wanted
           - "'hotspare_' | hotspare.postgresql.slot_name('db-2') == 'hotspare_db_2'"
           - silent.unknown == ['db2']
+          - (seen | hotspare.postgresql.this_run).token == (silent | hotspare.postgresql.this_run).token
 """
 
 

@@ -26,17 +26,20 @@ UTILS = f"ansible_collections.{NAMESPACE}.plugins.module_utils"
 # tests/integration/test_<module>.py, where the fixture `four_steps` takes it through
 # check mode, real, check mode again, real again.
 UNIT_TESTS = {
+    "cluster_lock": "test_lock",
     "pg_promote": "test_promotion",
     "pg_rebuild": "test_rebuild",
     "pg_replication_state": "test_desired",
-    "pg_server": "test_server",
+    "pg_server": "test_serving",
 }
 
 # plugins/module_utils from the ground up: a file imports only from the lines above its own.
 FLOORS = (
-    {"wal", "shell", "problems"},  # ground
-    {"controldata", "records"},  # ground: what needs a word of the line above
+    {"asked", "wal", "shell", "problems"},  # ground
+    {"armed_state", "conninfo", "controldata", "lock", "records"},  # ground: what needs a word of the line above
     {"server"},  # first
+    {"demotion", "stopping"},  # first: what needs a word of the line above
+    {"serving"},  # first: does what pg_server is asked for
     {"replication"},  # second
     {"topology", "cutover", "status", "desired", "promotion", "rebuild"},  # third
     {"rebuild_look"},  # third: what rebuild decides on

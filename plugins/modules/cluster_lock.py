@@ -1,0 +1,171 @@
+#!/usr/bin/python
+# Copyright: (c) 2026, hotspare contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: cluster_lock
+short_description: Let one operation at a time work on a cluster
+version_added: 0.1.0
+description:
+  - Takes or gives back the lock of one node. A playbook takes those of all nodes that it can reach before it changes
+    anything, the first one alone, so that of two that start at once one has it and the other is told who has.
+  - A lock is not taken away because it is old, since a run whose control node was cut off may still be at work. A run
+    that holds it already, and one on the same control node that finds the process of the holder gone, take it without
+    a question. For anything else the operator names the holder with O(take_over).
+  - A reboot of the node ends its lock.
+options:
+  state:
+    description:
+      - With V(held) this run has the lock afterwards, or it is an error that says who has it, since when and for what.
+      - With V(released) this run has it no more. The lock of another run is left alone.
+    type: str
+    choices: [held, released]
+    default: held
+  run:
+    description: Who takes it, as the filter P(hotspare.postgresql.this_run#filter) tells.
+    type: dict
+    required: true
+    suboptions:
+      owner:
+        description: The operator and the control node, for example V(alice@bastion). This is what O(take_over) names.
+        type: str
+        required: true
+      token:
+        description: The same for all tasks of a run, and different for any two runs.
+        type: str
+        required: true
+      control:
+        description: The process on the control node - C(host), C(pid), C(started), C(boot_id) and C(namespace).
+        type: dict
+        required: true
+      dead:
+        description: Tokens of runs of which the control node knows that their process is gone.
+        type: list
+        elements: str
+        default: []
+  purpose:
+    description: What the lock is taken for, told to whoever wants it meanwhile. Needed with O(state=held).
+    type: str
+  expires_in:
+    description:
+      - Seconds after which the operation should have ended long ago.
+      - It is told to whoever wants the lock, and does not end it.
+    type: int
+    default: 3600
+  take_over:
+    description: The owner of a lock that the operator knows to be left behind.
+    type: str
+    default: ""
+extends_documentation_fragment:
+  - hotspare.postgresql.node
+attributes:
+  check_mode:
+    description: Says whether the lock could be taken, and does not take it.
+    support: full
+  diff_mode:
+    description: There is no difference in text to show.
+    support: none
+author:
+  - hotspare contributors (@hotspare)
+"""
+
+EXAMPLES = r"""
+- name: Keep others off the node
+  hotspare.postgresql.cluster_lock:
+    data_directory: /var/lib/postgresql/17/main
+    run: "{{ node_topology | hotspare.postgresql.this_run }}"
+    purpose: failover to db2
+  become: true
+
+- name: Let others work again
+  hotspare.postgresql.cluster_lock:
+    data_directory: /var/lib/postgresql/17/main
+    run: "{{ node_topology | hotspare.postgresql.this_run }}"
+    state: released
+  become: true
+"""
+
+RETURN = r"""
+lock:
+  description:
+    - The lock as it is now, also when it could not be taken. V(null) when there is none.
+    - RV(lock.expires_in) is in seconds and negative when it has expired. RV(lock.alive) is V(null) when it is not known
+      from this node whether the run still runs.
+  returned: always
+  type: dict
+  sample:
+    owner: alice@bastion
+    purpose: failover to db2
+    since: 2026-01-31 12:00:00 UTC
+    token: 5f0c4b8a9d2e1f37
+    control:
+      host: bastion
+      pid: 4711
+      started: 123456
+      boot_id: 3f3b3c57-6a5e-4d2b-9d8d-6a1f7a1b2c3d
+      namespace: pid:[4026531836]
+    expires_in: 3599.9
+    alive: null
+    path: /run/lock/hotspare-0123456789abcdef.operation.json
+took_over:
+  description: Whose lock was taken over and why that may be, a sentence. V(null) when there was none.
+  returned: success
+  type: str
+  sample: the lock of alice@bastion since 2026-01-31 12:00:00 UTC for failover to db2 was given up by the operator
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.hotspare.postgresql.plugins.module_utils.lock import hold, release
+from ansible_collections.hotspare.postgresql.plugins.module_utils.server import NODE_ARGUMENTS, instance_from_params
+from ansible_collections.hotspare.postgresql.plugins.module_utils.shell import HotspareError
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            **NODE_ARGUMENTS,
+            "state": {"type": "str", "choices": ["held", "released"], "default": "held"},
+            "run": {
+                "type": "dict",
+                "required": True,
+                "options": {
+                    "owner": {"type": "str", "required": True},
+                    "token": {"type": "str", "required": True, "no_log": False},  # names a run, opens nothing
+                    "control": {"type": "dict", "required": True},
+                    "dead": {"type": "list", "elements": "str", "default": []},
+                },
+            },
+            "purpose": {"type": "str"},
+            "expires_in": {"type": "int", "default": 3600},
+            "take_over": {"type": "str", "default": ""},
+        },
+        required_if=[("state", "held", ["purpose"])],
+        supports_check_mode=True,
+    )
+    params = module.params
+    run = params["run"]
+    try:
+        instance = instance_from_params(params)
+        if params["state"] == "held":
+            result = hold(
+                instance.data_directory,
+                instance.name,
+                run,
+                purpose=params["purpose"],
+                seconds=params["expires_in"],
+                take_over=params["take_over"],
+                dead=run["dead"],
+                check_mode=module.check_mode,
+            )
+        else:
+            result = release(instance.data_directory, run["token"], check_mode=module.check_mode)
+    except HotspareError as error:
+        module.fail_json(msg=error.message, **error.facts)
+    module.exit_json(**result)
+
+
+if __name__ == "__main__":
+    main()
