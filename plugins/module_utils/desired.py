@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from .conninfo import Upstream, upstream_from_params
 from .replication import read_state
 from .server import (
     Instance,
-    Upstream,
     assert_upstream,
     connect,
     reload,
@@ -59,15 +59,7 @@ def desired_from_params(params: Mapping[str, Any]) -> Desired:
     """From the options of the module pg_replication_state; HotspareError for what cannot be meant."""
     upstream, wait_for = params["upstream"], params["wait_for"]
     if upstream is not None:
-        given = dict(upstream)
-        extra = {name: str(value) for name, value in given.pop("parameters").items()}
-        forbidden = sorted({"password", *given} & set(extra))
-        if forbidden:
-            raise HotspareError(
-                f"upstream.parameters must not have {', '.join(forbidden)}: a password belongs in a file named by "
-                "upstream.passfile, the others have options of their own"
-            )
-        upstream = Upstream(**given, extra=extra)
+        upstream = upstream_from_params(upstream)
     if wait_for is not None:
         wait_for = WaitFor(**wait_for)
         try:

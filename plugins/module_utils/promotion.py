@@ -14,8 +14,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from .conninfo import Upstream
 from .replication import read_state
-from .server import ConnectFailed, Instance, Upstream, checkpoint_primary, connect, connect_conninfo
+from .server import (
+    ConnectFailed,
+    Instance,
+    checkpoint_primary,
+    connect,
+    connect_conninfo,
+)
 from .shell import HotspareError
 from .wal import format_lsn, parse_history, parse_lsn
 

@@ -14,13 +14,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Optional
 
+from .conninfo import Upstream
 from .controldata import ControlData
 from .rebuild import Decision, Local, Position, Source, Wish, choose_method, position
 from .replication import read_state
 from .server import (
     ConnectFailed,
     Instance,
-    Upstream,
     connect,
     connect_conninfo,
     effective_setting,

@@ -27,6 +27,7 @@ from dataclasses import replace
 from datetime import datetime, timezone
 from typing import Any, Optional
 
+from .conninfo import Upstream
 from .rebuild import Decision, Local, Source, common_point, guards
 from .rebuild_look import (
     Job,
@@ -45,7 +46,6 @@ from .server import (
     CLEAN_STATES,
     ConnectFailed,
     Instance,
-    Upstream,
     assert_upstream,
     connect,
     effective_setting,
@@ -56,11 +56,11 @@ from .server import (
     read_control,
     set_standby_signal,
     start,
-    stop,
     upstream_differs,
     write_upstream,
 )
 from .shell import CommandError, HotspareError, remove_durably, run, write_durably
+from .stopping import stop
 from .wal import format_lsn, parse_lsn, parse_segment_name
 
 LOCK_DIRECTORY = "/run/lock"

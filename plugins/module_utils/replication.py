@@ -19,13 +19,13 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from .conninfo import Upstream
 from .controldata import read as read_control
 from .problems import config_problems, info, problems, severity_order
 from .problems import error as problem_error
 from .server import (
     ConnectFailed,
     Instance,
-    Upstream,
     connect,
     data_directory_kind,
     effective_setting,

@@ -15,11 +15,11 @@ import shlex
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
-from urllib.parse import parse_qsl, unquote, urlsplit
 
 from . import controldata
+from .conninfo import Upstream, quote_setting, without_settings
 from .controldata import ControlData
 from .shell import CommandError, HotspareError, as_account, remove_durably, run, write_durably
 
@@ -28,6 +28,7 @@ POLL_SECONDS = 0.1
 LOG_LINES = 15
 LOG_BYTES = 20000
 PROGRAM_SECONDS = 30  # for pg_ctl, systemctl and postgres -C, which answer at once or never
+MOST_CHECKPOINTS = 5
 CLEAN_STATES = ("shut down", "shut down in recovery")
 UPSTREAM_SETTINGS = ("primary_conninfo", "primary_slot_name")
 
@@ -115,7 +116,7 @@ def data_directory_kind(instance: Instance) -> str:
     except FileNotFoundError:
         return "absent"
     except OSError as error:
-        raise _unreadable(instance.data_directory, error) from error
+        raise unreadable(instance.data_directory, error) from error
     try:
         if not os.path.isdir(instance.data_directory):
             return "foreign"
@@ -126,7 +127,7 @@ def data_directory_kind(instance: Instance) -> str:
     except FileNotFoundError:
         return "foreign"
     except OSError as error:
-        raise _unreadable(instance.data_directory, error) from error
+        raise unreadable(instance.data_directory, error) from error
     return "cluster"
 
 
@@ -137,7 +138,7 @@ def major_version(instance: Instance) -> int | None:
 
 def _major_version(data_directory: str) -> int | None:
     path = os.path.join(data_directory, "PG_VERSION")
-    text = _read(path)
+    text = read_text(path)
     if text is None:
         return None
     match = re.match(r"(\d+)(\.\d+)?\s*$", text)
@@ -156,17 +157,17 @@ def _default_bin_directory(data_directory: str) -> str:
     return f"{DEBIAN_ROOT}/{version}/bin" if version else "/usr/bin"
 
 
-def _read(path: str) -> str | None:
+def read_text(path: str) -> str | None:
     try:
         with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
             return file.read()
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
 
 
-def _unreadable(path: str, error: OSError) -> HotspareError:
+def unreadable(path: str, error: OSError) -> HotspareError:
     return HotspareError(f"cannot read {path}: {error.strerror}; run as root or as the account that owns it")
 
 
@@ -182,7 +183,7 @@ def process_id(instance: Instance) -> int | None:
     belongs to another process. So the process must be a `postgres` that works in this data directory.
     """
     path = instance.path("postmaster.pid")
-    text = _read(path)
+    text = read_text(path)
     if text is None:
         return None
     match = re.match(r"-?(\d+)\s", text)  # negative: a single-user server
@@ -197,7 +198,7 @@ def process_id(instance: Instance) -> int | None:
             return pid if _works_in(pid, instance.data_directory) else None
         except PermissionError as error:
             # Not our account's process. With another name it is not PostgreSQL: the file is stale.
-            if _read(f"/proc/{pid}/comm") not in ("postgres\n", "postmaster\n"):
+            if read_text(f"/proc/{pid}/comm") not in ("postgres\n", "postmaster\n"):
                 return None
             raise HotspareError(
                 f"process {pid}, which {path} names, does not belong to account {instance.account}, so it is not known "
@@ -232,18 +233,18 @@ def _postmaster_status(instance: Instance) -> str:
 
     Line 8 of postmaster.pid (PostgreSQL's miscadmin.h, LOCK_FILE_LINE_PM_STATUS).
     """
-    lines = (_read(instance.path("postmaster.pid")) or "").splitlines()
+    lines = (read_text(instance.path("postmaster.pid")) or "").splitlines()
     return lines[7].strip() if len(lines) > 7 else ""
 
 
-def _is_stopping(instance: Instance) -> bool:
+def is_stopping(instance: Instance) -> bool:
     return process_id(instance) is not None and _postmaster_status(instance) == "stopping"
 
 
 def has_shut_down(instance: Instance) -> bool:
     """Whether pg_control is final: no postmaster, or one that only waits for its archiver; HotspareError = unknown."""
     # In this order: a postmaster that is gone by now has written pg_control before.
-    return process_id(instance) is None or (_is_stopping(instance) and read_control(instance).state in CLEAN_STATES)
+    return process_id(instance) is None or (is_stopping(instance) and read_control(instance).state in CLEAN_STATES)
 
 
 def read_control(instance: Instance) -> ControlData:
@@ -409,67 +410,39 @@ def in_recovery(instance: Instance, timeout: float = 5) -> bool:
         return bool(cursor.fetchone()[0])
 
 
-def checkpoint_primary(instance: Instance, timeout: float) -> bool:
-    """CHECKPOINT, at most `timeout` seconds, on a running primary; False (nothing done) on a standby.
+def checkpoint_primary(instance: Instance, timeout: float, short: float | None = None) -> list[float]:
+    """CHECKPOINT on a running primary; the seconds that it took. Empty (nothing done) on a standby.
 
-    It bounds how long a shutdown takes, and puts a new timeline into pg_control before pg_rewind looks there.
+    It may take `timeout` seconds. With `short` it is repeated until one took less than that many seconds: what a
+    shutdown then has left to write is as little. At most five times, and none that would not fit into `timeout`.
     """
     psycopg2 = _psycopg2()
+    began = time.monotonic()
     connection = connect(instance, statement_timeout=timeout)
+    taken: list[float] = []
     with contextlib.closing(connection), connection.cursor() as cursor:
         cursor.execute("SELECT pg_catalog.pg_is_in_recovery()")
         if cursor.fetchone()[0]:
-            return False
-        try:
-            cursor.execute("CHECKPOINT")
-        except psycopg2.Error as error:
-            raise HotspareError(
-                f"CHECKPOINT on {instance} failed within {timeout:g} seconds: {str(error).strip()}; see its disk's "
-                "load, or allow it more time"
-            ) from error
-    return True
+            return []
+        while True:
+            asked = time.monotonic()
+            try:
+                cursor.execute("CHECKPOINT")
+            except psycopg2.Error as error:
+                raise HotspareError(
+                    f"CHECKPOINT on {instance} failed within {timeout:g} seconds: {str(error).strip()}; see its disk's "
+                    "load, or allow it more time"
+                ) from error
+            now = time.monotonic()
+            taken.append(round(now - asked, 3))
+            enough = short is None or taken[-1] < short or len(taken) == MOST_CHECKPOINTS
+            if enough or now - began + taken[-1] > timeout:
+                return taken
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Stopping and starting it
+# Starting it
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-def stop(instance: Instance, mode: str = "fast", timeout: float = 60) -> dict[str, Any]:
-    """Stop the server; `mode` is fast or immediate (= a crash). Fine when it does not run.
-
-    Returns `seconds`, `clean`, `control` (ControlData) and `process_id`. Does not wait for the process to end, which
-    an archiver may delay for long: the server has stopped once pg_control says so and connections are refused.
-    `clean` says that pg_control ended in "shut down" or "shut down in recovery", not that a standby has everything.
-    HotspareError after `timeout` seconds.
-    """
-    began = time.monotonic()
-    unit = _unit_state(instance)
-    was_running = process_id(instance) is not None
-    if was_running and (unit != "active" or mode == "immediate"):
-        # systemd would end a unit that is still activating by SIGTERM: a smart shutdown, which waits for all clients.
-        # Not waited for, and not checked: it may just have gone. What counts is seen below.
-        arguments = ["stop", "--no-wait", "--mode", mode, "--pgdata", instance.data_directory]
-        run([instance.program("pg_ctl"), *arguments], account=instance.account, timeout=PROGRAM_SECONDS, check=False)
-    if unit is not None and instance.service is not None:
-        run(["systemctl", "stop", "--no-block", instance.service], timeout=PROGRAM_SECONDS)
-    while True:
-        pid = process_id(instance)
-        control = read_control(instance)  # after the process was looked for: without one this is final
-        clean = control.state in CLEAN_STATES
-        seconds = time.monotonic() - began
-        # A unit that systemd is about to start again, after a crash, has to be given up by systemd too.
-        gone = pid is None and (was_running or _unit_state(instance) is None)
-        if gone or (clean and _is_stopping(instance) and _refuses(instance)):
-            return {"seconds": round(seconds, 3), "clean": clean, "control": control, "process_id": pid}
-        if seconds > timeout:
-            raise HotspareError(
-                f"PostgreSQL of {instance} did not stop within {timeout:g} seconds: process {pid} is there and "
-                f"pg_control says '{control.state}'; see its log for what holds it (a busy archiver, a frozen "
-                "standby), then run this again",
-                node=summary(instance),
-            )
-        time.sleep(POLL_SECONDS)
 
 
 def start(instance: Instance, timeout: float = 60) -> dict[str, Any]:
@@ -480,7 +453,7 @@ def start(instance: Instance, timeout: float = 60) -> dict[str, Any]:
     Looks at no role: see `role_refusal`.
     """
     began = time.monotonic()
-    while _is_stopping(instance):
+    while is_stopping(instance):
         if time.monotonic() - began > timeout:
             raise HotspareError(
                 f"the former server of {instance} did not end within {timeout:g} seconds, so it was not started again: "
@@ -492,13 +465,13 @@ def start(instance: Instance, timeout: float = 60) -> dict[str, Any]:
     log_mark = os.path.getsize(log) if os.path.exists(log) else 0
     if process_id(instance) is None:
         _launch(instance, max(1.0, timeout - (time.monotonic() - began)))
-    return _await_connections(instance, began, timeout, log_mark)
+    return await_connections(instance, began, timeout, log_mark)
 
 
-def _await_connections(instance: Instance, began: float, timeout: float, log_mark: int = 0) -> dict[str, Any]:
+def await_connections(instance: Instance, began: float, timeout: float, log_mark: int = 0) -> dict[str, Any]:
     detail = "it is starting"
     while True:
-        launching = _unit_state(instance) in ("activating", "deactivating")  # before the process is looked for
+        launching = unit_state(instance) in ("activating", "deactivating")  # before the process is looked for
         pid = process_id(instance)
         if pid is None and not launching:
             log = log_tail(instance, log_mark)
@@ -551,7 +524,7 @@ def log_tail(instance: Instance, position: int = 0) -> list[str]:
 
 
 def _log_path(instance: Instance) -> str:
-    collected = re.search(r"^stderr (.+)$", _read(instance.path("current_logfiles")) or "", re.MULTILINE)
+    collected = re.search(r"^stderr (.+)$", read_text(instance.path("current_logfiles")) or "", re.MULTILINE)
     if collected:
         return os.path.join(instance.data_directory, collected.group(1))
     debian = re.fullmatch(r"postgresql@(\d+)-(.+?)(?:\.service)?", instance.service or "")
@@ -594,7 +567,7 @@ def _launch(instance: Instance, timeout: float) -> None:
     run([program, *arguments, *options], account=instance.account, timeout=seconds + PROGRAM_SECONDS, check=False)
 
 
-def _refuses(instance: Instance) -> bool:
+def refuses(instance: Instance) -> bool:
     try:
         connect(instance, timeout=2).close()
     except ConnectFailed as error:
@@ -602,7 +575,7 @@ def _refuses(instance: Instance) -> bool:
     return False
 
 
-def _unit_state(instance: Instance) -> str | None:
+def unit_state(instance: Instance) -> str | None:
     """The unit's ActiveState (`activating` also while its start is only queued), None when systemd does not hold the
     server: no unit, one that is inactive or failed, or a server that somebody started by hand beside it."""
     if instance.service is None:
@@ -619,71 +592,6 @@ def _unit_state(instance: Instance) -> str | None:
 # ---------------------------------------------------------------------------------------------------------------------
 # Whom it follows
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Upstream:
-    """Where a standby streams from; never with a password, which stays in `passfile`."""
-
-    host: str
-    port: int = 5432
-    user: str | None = None
-    application_name: str | None = None
-    slot: str | None = None
-    passfile: str | None = None
-    dbname: str | None = None  # needed by slot synchronisation (17+)
-    extra: dict[str, str] = field(default_factory=dict)
-
-    def parameters(self) -> dict[str, str]:
-        """libpq's keywords and values, without the empty ones."""
-        named = ("host", "port", "user", "passfile", "dbname", "application_name")
-        values = {name: getattr(self, name) for name in named}
-        values.update(self.extra)
-        values.pop("password", None)
-        return {name: str(value) for name, value in values.items() if value not in (None, "")}
-
-    def conninfo(self) -> str:
-        """For primary_conninfo. PostgreSQL manual, 34.1.1.1 Keyword/Value Connection Strings."""
-        return " ".join(f"{name}={_quote_conninfo(value)}" for name, value in self.parameters().items())
-
-    @classmethod
-    def from_conninfo(cls, conninfo: str, slot: str | None = None) -> Upstream:
-        """Read a conninfo (either form; its password is dropped); ValueError when it is none."""
-        values = parse_conninfo(conninfo)
-        values.pop("password", None)
-        port = values.pop("port", "5432")
-        if not port.isdigit():
-            raise ValueError(f"port {port!r} of a connection string is no number")
-        named = {name: values.pop(name, None) for name in ("user", "application_name", "passfile", "dbname")}
-        return cls(host=values.pop("host", ""), port=int(port), slot=slot or None, extra=values, **named)
-
-
-def parse_conninfo(conninfo: str) -> dict[str, str]:
-    """libpq's connection string, as keywords or as a URI, to its parts; ValueError. PostgreSQL manual, 34.1.1."""
-    if re.match(r"postgres(ql)?://", conninfo):
-        uri = urlsplit(conninfo)
-        named = {"host": uri.hostname, "port": uri.port, "user": uri.username, "password": uri.password}
-        named["dbname"] = uri.path.lstrip("/")
-        values = {name: unquote(str(value)) for name, value in named.items() if value}
-        return {**values, **dict(parse_qsl(uri.query, keep_blank_values=True))}
-    pair = re.compile(r"\s*(\w+)\s*=\s*(?:'((?:[^'\\]|\\.)*)'(?=\s|$)|((?!')(?:[^\s\\]|\\.)*))", re.DOTALL)
-    values, position, text = {}, 0, conninfo.rstrip()
-    while position < len(text):
-        match = pair.match(text, position)
-        if match is None:
-            raise ValueError(f"a connection string is not understood from its character {position + 1} on")
-        quoted, plain = match.group(2), match.group(3)
-        values[match.group(1)] = re.sub(r"\\(.)", r"\1", plain if quoted is None else quoted, flags=re.DOTALL)
-        position = match.end()
-    return values
-
-
-def passfile_entry(host: str, port: int | str, user: str, password: str, database: str = "*") -> str:
-    """One line of a passfile; ValueError for what it cannot hold. PostgreSQL manual, 34.16 The Password File."""
-    fields = [host, str(port), database, user, password]
-    if any(re.search(r"[\n\r\0]", value) for value in fields):
-        raise ValueError("a passfile cannot hold a line break or a NUL: choose another password or name")
-    return ":".join(value.replace("\\", "\\\\").replace(":", "\\:") for value in fields) + "\n"
 
 
 def has_signal(instance: Instance, name: str) -> bool:
@@ -709,8 +617,8 @@ def set_standby_signal(instance: Instance, wanted: bool) -> bool:
 
 def upstream_differs(instance: Instance, upstream: Upstream) -> bool:
     """Whether `write_upstream` would change a file."""
-    overridden = _read(instance.path("postgresql.auto.conf")) or ""
-    written = _read(instance.upstream_file) == _upstream_text(upstream)
+    overridden = read_text(instance.path("postgresql.auto.conf")) or ""
+    written = read_text(instance.upstream_file) == _upstream_text(upstream)
     return not written or without_settings(overridden, UPSTREAM_SETTINGS) != overridden
 
 
@@ -719,14 +627,19 @@ def write_upstream(instance: Instance, upstream: Upstream) -> bool:
 
     postgresql.auto.conf overrides our file, so the two settings are removed there.
     """
+    require_upstream_directory(instance)
+    changed = write_durably(instance.upstream_file, _upstream_text(upstream), mode=0o640, account=instance.account)
+    return _reset_upstream_settings(instance) or changed
+
+
+def require_upstream_directory(instance: Instance) -> None:
+    """HotspareError unless the directory of our upstream file is there."""
     directory = os.path.dirname(instance.upstream_file)
     if not os.path.isdir(directory):
         raise HotspareError(
             f"{directory} is missing on {instance.name}: it must be there and {instance.configuration} must say "
             "include_dir 'conf.d'"
         )
-    changed = write_durably(instance.upstream_file, _upstream_text(upstream), mode=0o640, account=instance.account)
-    return _reset_upstream_settings(instance) or changed
 
 
 def effective_setting(instance: Instance, name: str) -> str:
@@ -743,6 +656,11 @@ def assert_upstream(instance: Instance, upstream: Upstream) -> None:
     """
     if not has_signal(instance, "standby.signal"):
         raise HotspareError(f"standby.signal is missing in {instance}: it was not started, it would be a primary")
+    assert_upstream_settings(instance, upstream)
+
+
+def assert_upstream_settings(instance: Instance, upstream: Upstream) -> None:
+    """HotspareError unless the configuration as it is read by a start names `upstream`."""
     wanted = {"primary_conninfo": upstream.conninfo(), "primary_slot_name": upstream.slot or ""}
     for name, value in wanted.items():
         found = effective_setting(instance, name)
@@ -753,15 +671,9 @@ def assert_upstream(instance: Instance, upstream: Upstream) -> None:
             )
 
 
-def without_settings(text: str, names: tuple[str, ...]) -> str:
-    """A configuration file without the lines that set one of `names`; all other lines as they were."""
-    setting = re.compile(rf"\s*(?:{'|'.join(names)})(?:\s|=)", re.IGNORECASE)
-    return "".join(line for line in re.split(r"(?<=\n)", text) if not setting.match(line))
-
-
 def _reset_upstream_settings(instance: Instance) -> bool:
     path = instance.path("postgresql.auto.conf")
-    text = _read(path)
+    text = read_text(path)
     if text is None:
         return False
     kept = without_settings(text, UPSTREAM_SETTINGS)
@@ -790,190 +702,5 @@ def _upstream_text(upstream: Upstream) -> str:
     )
 
 
-def quote_setting(value: str) -> str:
-    """A string for postgresql.conf; ValueError for NUL. PostgreSQL manual, 20.1.2."""
-    if "\0" in value:
-        raise ValueError("a setting cannot hold a NUL")
-    escaped = value.replace("\\", "\\\\").replace("'", "''").replace("\n", "\\n").replace("\r", "\\r")
-    return f"'{escaped}'"
-
-
-def _quote_conninfo(value: str) -> str:
-    if re.fullmatch(r"[\w./:@%+,~-]+", value, re.ASCII):
-        return value
-    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{escaped}'"
-
-
 def _config_option(instance: Instance) -> str:
     return f"config_file={instance.configuration}"
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# What pg_server does
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def role_refusal(
-    role: str | None,
-    *,
-    standby_signal: bool,
-    recovery_signal: bool,
-    backup_label: bool,
-    has_upstream: bool,
-    control_state: str,
-) -> str | None:
-    """Why a stopped server must not be started as `role` (primary, standby, None = a standby if it is one), or None.
-
-    A node started as a primary beside another one writes the same timeline, with the same WAL file names: the worst
-    that can happen to a cluster. So a primary is started only if it was one last, and a standby only as a standby.
-    """
-    if recovery_signal and not standby_signal:
-        return (
-            "recovery.signal is there, so it would recover to some point and become a primary of its own: finish or "
-            "remove that recovery by hand"
-        )
-    if role == "standby" and not standby_signal:
-        return "it has no standby.signal and would be a primary: give it its `upstream` (pg_replication_state) first"
-    if role == "standby" and not has_upstream:
-        return "it has no primary_conninfo and would follow nobody: give it its `upstream` (pg_replication_state) first"
-    if role == "standby" or (role is None and standby_signal):
-        return None
-    if role is None:
-        return "it would be a primary: say `role: primary` if no other node is"
-    if backup_label:
-        return (
-            "backup_label shows a copy made by a base backup, which is a second primary when started as one: make it a "
-            "standby (pg_rebuild), or remove backup_label if this is the primary itself and crashed during a backup"
-        )
-    if standby_signal and control_state != "shut down":
-        return (
-            f"standby.signal is there and pg_control says '{control_state}' instead of 'shut down': only a primary "
-            "that was stopped cleanly can be one again without promotion, so use pg_promote or pg_rebuild"
-        )
-    if control_state not in ("shut down", "shutting down", "in production", "in crash recovery"):
-        return f"pg_control says '{control_state}': it last was a standby, and only pg_promote makes a primary of one"
-    return None
-
-
-def bring_to(
-    instance: Instance,
-    state: str,
-    *,
-    role: str | None = None,
-    mode: str = "fast",
-    checkpoint: bool = False,
-    timeout: float = 60,
-    check_mode: bool = False,
-) -> dict[str, Any]:
-    """Make the server `started`, `stopped`, `restarted` or `reloaded`, or assert that it is `running`; what pg_server
-    returns.
-
-    `role` is what it must come up as (or be). In check mode everything is checked and nothing done. HotspareError.
-    """
-    began = time.monotonic()
-    kind = data_directory_kind(instance)
-    if kind != "cluster":
-        if state == "reloaded":  # a node to be, whose configuration was written before its data
-            node = {"name": instance.name, "data_directory": instance.data_directory, "running": False}
-            return {"changed": False, "node": node, "shutdown": None, "seconds": 0.0}
-        raise HotspareError(
-            f"{instance} holds no PostgreSQL cluster but is {kind}: mend `data_directory`, or seed it with pg_rebuild"
-        )
-    pid = process_id(instance)
-    # One that has shut down and only waits for its archiver is stopped, for `stop` as for us.
-    running = pid is not None and not (_is_stopping(instance) and read_control(instance).state in CLEAN_STATES)
-    if state == "reloaded":
-        if running and not check_mode:
-            reload(instance)
-        node = summary(instance)
-        return {"changed": running, "node": node, "shutdown": None, "seconds": round(time.monotonic() - began, 3)}
-    if state == "running" and not running:
-        raise HotspareError(f"PostgreSQL of {instance} does not run: start it with `state: started`")
-    if pid is None:
-        orphans = processes(instance)
-        if orphans:
-            raise HotspareError(
-                f"the postmaster of {instance} is gone but its processes {orphans} are there and may still commit: "
-                "end them, then run this again"
-            )
-    starts = state == "restarted" or (state == "started" and not running)
-    stops = running and state in ("stopped", "restarted")
-    if state == "stopped" and pid is None and _unit_state(instance) == "activating":
-        stops = True  # crashed, and systemd is about to start it again
-    if starts:
-        require_configuration(instance)
-        _require_start_role(instance, role, mode if running else None)
-    elif running and role is not None and state != "stopped":
-        _require_running_role(instance, role)
-
-    shutdown = None
-    if running and checkpoint and not check_mode:
-        checkpoint_primary(instance, timeout)
-    if stops and not check_mode:
-        shutdown = _shutdown(stop(instance, mode, timeout))
-    elif state == "stopped" and not stops:
-        control = read_control(instance)
-        shutdown = _shutdown({"control": control, "clean": control.state in CLEAN_STATES, "seconds": 0.0})
-    accepting = None
-    if starts and not check_mode:
-        _take_role(instance, role, time.monotonic() + timeout)
-        accepting = start(instance, timeout)["accepting"]
-    elif state == "started" and not check_mode:
-        # Only waited for: if somebody stops it just now, a start would be one whose role nobody looked at.
-        accepting = _await_connections(instance, time.monotonic(), timeout)["accepting"]
-    return {
-        "changed": starts or stops,
-        "node": {**summary(instance), "accepting": accepting},
-        "shutdown": shutdown,
-        "seconds": round(time.monotonic() - began, 3),
-    }
-
-
-def _shutdown(stopped: dict[str, Any]) -> dict[str, Any]:
-    control: dict[str, Any] = stopped["control"].to_dict()
-    facts = {name: control[name] for name in ("state", "checkpoint_lsn", "timeline")}
-    return {"clean": stopped["clean"], "seconds": stopped["seconds"], **facts}
-
-
-def _require_running_role(instance: Instance, role: str) -> None:
-    actual = "standby" if in_recovery(instance) else "primary"
-    if actual != role:
-        raise HotspareError(f"PostgreSQL of {instance} runs as a {actual}, not as a {role}: ask who is primary first")
-
-
-def _require_start_role(instance: Instance, role: str | None, stop_mode: str | None) -> None:
-    """Refuse a start (after a stop in `stop_mode`, when it runs) that would bring up the wrong role."""
-    if stop_mode is None:
-        state = read_control(instance).state
-    else:
-        actual = "standby" if in_recovery(instance) else "primary"
-        coming = "standby" if has_signal(instance, "standby.signal") else "primary"
-        if role is None and coming != actual:
-            raise HotspareError(
-                f"PostgreSQL of {instance} runs as a {actual} and would come up as a {coming}: say which `role` is "
-                "meant"
-            )
-        role = role or actual
-        after_fast = {"primary": "shut down", "standby": "shut down in recovery"}
-        after_immediate = {"primary": "in production", "standby": "in archive recovery"}
-        state = (after_immediate if stop_mode == "immediate" else after_fast)[actual]
-    refusal = role_refusal(
-        role,
-        standby_signal=has_signal(instance, "standby.signal"),
-        recovery_signal=has_signal(instance, "recovery.signal"),
-        backup_label=has_signal(instance, "backup_label"),
-        has_upstream=role != "standby" or effective_setting(instance, "primary_conninfo") != "",
-        control_state=state,
-    )
-    if refusal:
-        raise HotspareError(f"PostgreSQL of {instance} was not started: {refusal}")
-
-
-def _take_role(instance: Instance, role: str | None, deadline: float) -> None:
-    """Right before a start: once more on the real state, then make the signal file fit."""
-    if role == "primary" and has_signal(instance, "standby.signal"):
-        while process_id(instance) is not None and time.monotonic() < deadline:
-            time.sleep(POLL_SECONDS)
-        _require_start_role(instance, role, None)
-        set_standby_signal(instance, False)

@@ -227,12 +227,12 @@ node:
 """
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.hotspare.postgresql.plugins.module_utils.conninfo import Upstream
 from ansible_collections.hotspare.postgresql.plugins.module_utils.rebuild import METHODS, Wish
 from ansible_collections.hotspare.postgresql.plugins.module_utils.rebuild_look import Job
 from ansible_collections.hotspare.postgresql.plugins.module_utils.rebuilding import clean, rebuild
 from ansible_collections.hotspare.postgresql.plugins.module_utils.server import (
     NODE_ARGUMENTS,
-    Upstream,
     instance_from_params,
 )
 from ansible_collections.hotspare.postgresql.plugins.module_utils.shell import HotspareError

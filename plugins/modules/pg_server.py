@@ -22,7 +22,7 @@ options:
       - With V(stopped) C(pg_control) says that it is shut down and connections are refused. Its process may remain for
         a while, until the last WAL is archived.
       - With V(restarted) it is stopped, if it runs, and started.
-      - With V(running) nothing is done, but it is an error if the server does not run.
+      - With V(running) it is an error if the server does not run. It is neither started nor stopped.
       - With V(reloaded) a server that runs reads its configuration again, and one that does not is left alone.
     type: str
     choices: [started, stopped, restarted, running, reloaded]
@@ -31,12 +31,52 @@ options:
     description:
       - What the server comes up as, or is when it runs already. Not looked at with O(state=stopped).
       - A V(standby) is started only if C(standby.signal) and C(primary_conninfo) are there.
-      - A V(primary) is started only if it last was one. If it was shut down cleanly, a C(standby.signal) is removed
-        first, which undoes the preparation of a cutover that was given up.
+      - A V(primary) is started only if it last was one, which C(pg_control) says. A C(standby.signal) is removed first,
+        which undoes the preparation of a cutover that was given up. Say it only when no other node is the primary or
+        can become it, an armed standby has to be disarmed before.
+      - A primary that runs and was prepared by O(upstream) loses that preparation again when O(state=running) or
+        O(state=started) is said with V(primary) and without O(upstream).
       - Without it a server with C(standby.signal) is started, a server without it is refused. A server that runs is
         restarted in the role that it has.
     type: str
     choices: [primary, standby]
+  upstream:
+    description:
+      - Prepare a primary for a cutover, with O(state=running) while it runs, with O(state=stopped) before it is stopped.
+      - Whom it is to follow is written durably to C(conf.d/60-hotspare-upstream.conf) beside O(config_file), and
+        C(standby.signal) to O(data_directory). Its present run does not notice. Whatever starts it from then on, a crash
+        and systemd for example, makes it a standby and never a second primary.
+      - Refused, and nothing is changed, if a start would not read it or the server runs as a standby.
+    type: dict
+    suboptions:
+      host:
+        description: The host name or address of the upstream.
+        type: str
+        required: true
+      port:
+        description: Its port.
+        type: int
+        default: 5432
+      user:
+        description: The role to log in as, with the attribute REPLICATION.
+        type: str
+      application_name:
+        description: What this node is called there, in C(pg_stat_replication) and C(synchronous_standby_names).
+        type: str
+      slot:
+        description: The physical replication slot there that is this node's. It is not created.
+        type: str
+      passfile:
+        description:
+          - A password file of mode 0600 on this node that O(account) can read. A password itself is never written.
+        type: path
+      dbname:
+        description: The database to name, which the synchronisation of failover slots needs (PostgreSQL 17 and newer).
+        type: str
+      parameters:
+        description: Further connection parameters of libpq, for example C(sslmode) and C(sslrootcert). Not C(password).
+        type: dict
+        default: {}
   mode:
     description:
       - How to stop. V(fast) disconnects the clients, writes a checkpoint and sends all WAL to the standbys that answer.
@@ -47,11 +87,20 @@ options:
     default: fast
   checkpoint:
     description:
-      - Make a C(CHECKPOINT) on a running primary first. Before a stop it makes the stop short, and after a promotion
-        it is needed before C(pg_rewind) looks at this server.
+      - Make a C(CHECKPOINT) on a running primary first. After a promotion it is needed before C(pg_rewind) looks at this
+        server.
+      - Before a stop it makes the stop short, so it is repeated until one took less than 0.2 seconds, at most five times.
       - It does not count as a change, and is not made in check mode.
     type: bool
     default: false
+  immediate_after:
+    description:
+      - A V(fast) stop that has not ended after so many seconds becomes an immediate one, because a frozen process of the
+        server holds it, which may never end. The server is not cleanly shut down then, see RV(shutdown.clean).
+      - A stop that only waits for a standby to answer is left alone, C(wal_sender_timeout) bounds it. So is one that only
+        waits for the archiver, since the server has shut down by then.
+      - Without it a stop that does not end within O(timeout) is an error.
+    type: int
   timeout:
     description: How many seconds the stop, the start and the checkpoint may each take.
     type: int
@@ -82,6 +131,28 @@ EXAMPLES = r"""
     checkpoint: true
   register: old_primary
 
+- name: Prepare the primary, which goes on, for a cutover
+  hotspare.postgresql.pg_server:
+    data_directory: /var/lib/postgresql/17/main
+    config_file: /etc/postgresql/17/main/postgresql.conf
+    service: postgresql@17-main
+    state: running
+    role: primary
+    upstream:
+      host: db-two.example.org
+      user: replicator
+      application_name: db-one
+      slot: hotspare_db_one
+      passfile: /var/lib/postgresql/.hotspare-main.pgpass
+
+- name: Undo that before the primary is stopped
+  hotspare.postgresql.pg_server:
+    data_directory: /var/lib/postgresql/17/main
+    config_file: /etc/postgresql/17/main/postgresql.conf
+    service: postgresql@17-main
+    state: running
+    role: primary
+
 - name: Give the cutover up and start the old primary again
   hotspare.postgresql.pg_server:
     data_directory: /var/lib/postgresql/17/main
@@ -89,7 +160,6 @@ EXAMPLES = r"""
     service: postgresql@17-main
     state: started
     role: primary
-  when: old_primary.shutdown.clean
 
 - name: Restart a standby for a setting that needs it
   hotspare.postgresql.pg_server:
@@ -184,10 +254,41 @@ shutdown:
       returned: always
       sample: 1
     seconds:
-      description: How long the stop took, 0 when the server did not run.
+      description:
+        - From the signal to the server until C(pg_control) said that it is shut down, 0 when the server did not run.
+        - So long clients waited for nothing at most. The checkpoints before are not in it.
       type: float
       returned: always
-      sample: 0.317
+      sample: 0.041
+    requested_at:
+      description: When the server was told to stop, in seconds since 1970. Null when it did not run.
+      type: float
+      returned: always
+      sample: 1763647201.402
+    ended_at:
+      description: When C(pg_control) said that it is shut down, in seconds since 1970. Null when it did not run.
+      type: float
+      returned: always
+      sample: 1763647201.443
+    escalated:
+      description: Whether the stop became an immediate one, see O(immediate_after).
+      type: bool
+      returned: always
+      sample: false
+    checkpoints:
+      description: How many seconds each checkpoint before the stop took.
+      type: list
+      elements: float
+      returned: always
+      sample: [1.204, 0.031]
+    not_archived:
+      description:
+        - The WAL segments that the archiver of this server had not archived by then, oldest first.
+        - After a promotion of another node they are missing in the archive, unless that node archives them again.
+      type: list
+      elements: str
+      returned: always
+      sample: [000000010000000000000007]
 seconds:
   description: How long all of it took.
   returned: on success
@@ -208,11 +309,8 @@ kind:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.hotspare.postgresql.plugins.module_utils.server import (
-    NODE_ARGUMENTS,
-    bring_to,
-    instance_from_params,
-)
+from ansible_collections.hotspare.postgresql.plugins.module_utils.server import NODE_ARGUMENTS, instance_from_params
+from ansible_collections.hotspare.postgresql.plugins.module_utils.serving import bring_to, wanted_from_params
 from ansible_collections.hotspare.postgresql.plugins.module_utils.shell import HotspareError
 
 
@@ -226,13 +324,27 @@ def main() -> None:
             role=dict(type="str", choices=["primary", "standby"]),
             mode=dict(type="str", choices=["fast", "immediate"], default="fast"),
             checkpoint=dict(type="bool", default=False),
+            immediate_after=dict(type="int"),
+            upstream=dict(
+                type="dict",
+                options=dict(
+                    host=dict(type="str", required=True),
+                    port=dict(type="int", default=5432),
+                    user=dict(type="str"),
+                    application_name=dict(type="str"),
+                    slot=dict(type="str"),
+                    passfile=dict(type="path"),
+                    dbname=dict(type="str"),
+                    parameters=dict(type="dict", default={}),
+                ),
+            ),
             timeout=dict(type="int", default=60),
         ),
         supports_check_mode=True,
     )
-    options = {name: module.params[name] for name in ("state", "role", "mode", "checkpoint", "timeout")}
     try:
-        result = bring_to(instance_from_params(module.params), **options, check_mode=module.check_mode)
+        instance, wanted = instance_from_params(module.params), wanted_from_params(module.params)
+        result = bring_to(instance, wanted, check_mode=module.check_mode)
     except HotspareError as error:
         module.fail_json(msg=error.message, **error.facts)
     module.exit_json(**result)

@@ -28,7 +28,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.hotspare.postgresql.plugins.module_utils.server import Instance, Upstream, passfile_entry
+from ansible_collections.hotspare.postgresql.plugins.module_utils.conninfo import Upstream, passfile_entry
+from ansible_collections.hotspare.postgresql.plugins.module_utils.server import (
+    Instance,
+)
 from ansible_collections.hotspare.postgresql.plugins.module_utils.shell import as_account
 
 ACCOUNT = "postgres"

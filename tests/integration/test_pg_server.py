@@ -9,8 +9,13 @@ import os
 import shutil
 import signal
 import time
+from pathlib import Path
 
+import psycopg2
 import pytest
+from ansible_collections.hotspare.postgresql.plugins.module_utils.asked import asked_file, asked_just_now
+
+from .conftest import PASSWORD, USER, eventually
 
 CLEAN_STATE = {"primary": "shut down", "standby": "shut down in recovery"}
 
@@ -139,7 +144,7 @@ def test_refuses_a_standby_that_follows_nobody(pair, run_module):
 
 def test_refuses_to_make_a_primary_of_a_standby(pair, run_module):
     pair.standby.stop()
-    refused(run_module, pair.standby, {"role": "primary"}, "stopped cleanly")
+    refused(run_module, pair.standby, {"role": "primary"}, "it last was a standby")
     (pair.standby.data / "standby.signal").unlink()
     refused(run_module, pair.standby, {"role": "primary"}, "it last was a standby")
 
@@ -159,7 +164,7 @@ def test_refuses_an_unfinished_recovery(pair, run_module):
 def test_refuses_the_wrong_role_of_a_running_server(pair, run_module):
     refused(run_module, pair.standby, {"role": "primary"}, "runs as a standby")
     refused(run_module, pair.primary, {"state": "running", "role": "standby"}, "runs as a primary")
-    refused(run_module, pair.standby, {"state": "restarted", "role": "primary"}, "stopped cleanly")
+    refused(run_module, pair.standby, {"state": "restarted", "role": "primary"}, "it last was a standby")
 
 
 def test_a_restart_does_not_change_the_role_unasked(pair, run_module):
@@ -179,11 +184,29 @@ def test_an_aborted_cutover_starts_the_primary_again(pair, run_module, four_step
     assert node.notes() == ["before"] and note
 
 
-def test_a_crashed_primary_marked_as_standby_stays_down(pair, run_module):
-    """It was not stopped cleanly, so the standby may have been promoted: the mark is not removed."""
-    pair.primary.crash()
-    (pair.primary.data / "standby.signal").touch()
-    refused(run_module, pair.primary, {"role": "primary"}, "'in production'")
+def test_a_prepared_primary_that_crashed_is_the_primary_again_when_that_is_said(pair, run_module):
+    """pg_control proves that it last was a primary; whether the cutover was given up the caller has to know."""
+    node = pair.primary
+    node.write("kept")
+    run_module("pg_server", prepared(pair))
+    node.crash()
+    assert node.control("Database cluster state") == "in production"
+    result = run_module("pg_server", {**node.params, "role": "primary"})
+    assert result.get("changed") is True, result
+    assert not (node.data / "standby.signal").exists()
+    assert recovery(node) == "f"
+    assert node.notes() == ["kept"]
+
+
+def test_a_prepared_primary_that_was_started_as_a_standby_stays_one(pair, run_module):
+    """Then pg_control says nothing any more about what it was before."""
+    node = pair.primary
+    run_module("pg_server", prepared(pair))
+    node.crash()
+    node.start()
+    eventually(lambda: "in archive recovery" in node.control("Database cluster state"))
+    node.stop("immediate")
+    refused(run_module, node, {"role": "primary"}, "it last was a standby")
 
 
 def test_a_crashed_primary_recovers_when_it_is_said_to_be_the_primary(pair, run_module):
@@ -192,6 +215,91 @@ def test_a_crashed_primary_recovers_when_it_is_said_to_be_the_primary(pair, run_
     result = run_module("pg_server", {**pair.primary.params, "role": "primary"})
     assert result.get("changed") is True, result
     assert pair.primary.notes() == ["kept"]
+
+
+# --- prepared for a cutover -----------------------------------------------------------------------------------------
+
+
+def prepared(pair, **more):
+    """What prepares the running primary to follow its standby."""
+    upstream = pair.standby.upstream(pair.primary)
+    return {**pair.primary.params, "state": "running", "role": "primary", "upstream": upstream, **more}
+
+
+def files(node):
+    """What a start would read of its role."""
+    path = Path(node.instance.upstream_file)
+    return (node.data / "standby.signal").exists(), path.read_text(encoding="utf-8") if path.exists() else None
+
+
+def test_prepared(pair, four_steps, run_module):
+    """It stays the primary, and whatever restarts it makes it a standby."""
+    node = pair.primary
+    before = node.postmaster
+    four_steps("pg_server", prepared(pair), lambda: files(node))
+    assert node.postmaster == before and recovery(node) == "f"
+    node.write("still the primary")
+    node.crash()
+    node.start()
+    assert recovery(node) == "t"
+    assert node.sql("SHOW primary_slot_name") == "hotspare_db_one"
+
+
+@pytest.mark.parametrize("state", ["running", "started"])
+def test_a_preparation_is_undone(pair, four_steps, run_module, state):
+    node = pair.primary
+    run_module("pg_server", prepared(pair))
+    four_steps("pg_server", {**node.params, "state": state, "role": "primary"}, lambda: files(node))
+    assert files(node) == (False, None)
+    node.stop()
+    node.start()
+    assert recovery(node) == "f"
+
+
+def test_only_a_running_primary_is_prepared(pair, run_module):
+    for state in ("running", "stopped"):
+        arguments = {"state": state, "upstream": pair.primary.upstream(pair.standby)}
+        refused(run_module, pair.standby, arguments, "runs as a standby")
+    pair.primary.stop()
+    refused(run_module, pair.primary, {"state": "running", "upstream": prepared(pair)["upstream"]}, "does not run")
+
+
+def test_nothing_is_prepared_that_a_start_would_not_read(pair, run_module):
+    """Then standby.signal alone would make it a standby of nobody: the files stay as they were."""
+    node = pair.primary
+    config = Path(node.instance.config_file)
+    included = config.read_text(encoding="utf-8")
+    config.write_text(included.replace("include_dir", "#include_dir"), encoding="utf-8")
+    result = run_module("pg_server", prepared(pair))
+    assert result["failed"] and "include_dir" in result["msg"]
+    assert files(node) == (False, None)
+    config.write_text(included + "no_such_setting = 1\n", encoding="utf-8")
+    refused(run_module, node, {"state": "running", "upstream": prepared(pair)["upstream"]}, "no_such_setting")
+    config.write_text(included, encoding="utf-8")
+    (node.data / "backup_label").touch()
+    refused(run_module, node, {"state": "running", "upstream": prepared(pair)["upstream"]}, "backup_label")
+    assert files(node) == (False, None)
+
+
+def test_stopped_and_prepared_in_one(pair, four_steps, run_module):
+    node = pair.primary
+    four_steps("pg_server", prepared(pair, state="stopped", checkpoint=True), lambda: (real(node), files(node)))
+    assert files(node)[0] and node.control("Database cluster state") == "shut down"
+    assert run_module("pg_server", {**node.params, "role": "primary"})["changed"] is True
+    assert recovery(node) == "f" and files(node)[0] is False
+
+
+def test_a_start_as_primary_tells_the_guard_that_all_were_asked(pair, run_module):
+    node = pair.primary
+    node.stop()
+    run_module("pg_server", {**node.params, "role": "primary"}, check=True)
+    assert not asked_just_now(str(node.data))
+    run_module("pg_server", {**node.params, "role": "primary"})
+    assert asked_just_now(str(node.data))
+    pair.standby.stop()
+    run_module("pg_server", pair.standby.params)
+    assert not asked_just_now(str(pair.standby.data))
+    os.unlink(asked_file(str(node.data)))
 
 
 # --- stopping -------------------------------------------------------------------------------------------------------
@@ -206,6 +314,71 @@ def test_an_immediate_stop_is_not_clean(pair, run_module):
     again = run_module("pg_server", {**node.params, "state": "stopped"})
     assert again["changed"] is False
     assert again["shutdown"]["clean"] is False
+
+
+def test_checkpoints_are_made_until_one_is_short_and_the_times_are_told(pair, run_module):
+    node = pair.primary
+    node.sql("INSERT INTO ledger (note) SELECT repeat('x', 500) FROM generate_series(1, 20000)")
+    began = time.time()
+    shutdown = run_module("pg_server", {**node.params, "state": "stopped", "checkpoint": True})["shutdown"]
+    taken = shutdown["checkpoints"]
+    assert 1 <= len(taken) <= 5
+    assert all(seconds >= 0.2 for seconds in taken[:-1])
+    assert began < shutdown["requested_at"] <= shutdown["ended_at"] < time.time()
+    assert shutdown["seconds"] == pytest.approx(shutdown["ended_at"] - shutdown["requested_at"], abs=0.002)
+    assert shutdown["escalated"] is False and shutdown["not_archived"] == []
+    again = run_module("pg_server", {**node.params, "state": "stopped", "checkpoint": True})["shutdown"]
+    assert (again["checkpoints"], again["requested_at"], again["ended_at"], again["seconds"]) == ([], None, None, 0)
+
+
+def a_session(node):
+    """A client that stays connected; its process on the server."""
+    connection = psycopg2.connect(
+        host="127.0.0.1", port=node.instance.port, user=USER, password=PASSWORD, dbname="postgres"
+    )
+    return connection, connection.info.backend_pid
+
+
+def test_a_frozen_backend_is_given_up(pair, run_module):
+    """PostgreSQL waits for it for ever; after `immediate_after` seconds the stop is a crash, and said to be one."""
+    node = pair.primary
+    connection, backend = a_session(node)
+    os.kill(backend, signal.SIGSTOP)
+    result = run_module("pg_server", {**node.params, "state": "stopped", "immediate_after": 1, "timeout": 20})
+    connection.close()
+    assert not result.get("failed"), result
+    shutdown = result["shutdown"]
+    assert shutdown["escalated"] is True and shutdown["clean"] is False
+    assert 1 <= shutdown["seconds"] < 10
+    assert node.processes() == []
+    assert run_module("pg_server", {**node.params, "role": "primary"})["changed"] is True
+
+
+def test_a_hung_receiver_is_waited_for(pair, run_module):
+    """wal_sender_timeout (5 s here) bounds it, so it is no reason to give the cleanness up."""
+    node = pair.primary
+    pair.standby.freeze()
+    node.sql("INSERT INTO ledger (note) SELECT repeat('x', 500) FROM generate_series(1, 30000)")  # fills the socket
+    result = run_module("pg_server", {**node.params, "state": "stopped", "immediate_after": 1, "timeout": 30})
+    pair.standby.thaw()
+    assert not result.get("failed"), result
+    assert result["shutdown"]["escalated"] is False
+    assert result["shutdown"]["clean"] is True
+
+
+def test_what_is_not_archived_is_told(pair, run_module):
+    node = pair.primary
+    with open(node.instance.config_file, "a", encoding="utf-8") as file:
+        file.write("archive_mode = on\narchive_command = 'false'\n")
+    node.stop()
+    node.start()
+    node.write()
+    name = node.sql("SELECT pg_walfile_name(pg_current_wal_lsn())")
+    node.sql("SELECT pg_switch_wal()")
+    node.write()
+    left = run_module("pg_server", {**node.params, "state": "stopped"})["shutdown"]["not_archived"]
+    assert left[0] == name and len(left) >= 2, "a stop switches the segment, so that one waits too"
+    assert left == run_module("pg_server", {**node.params, "state": "stopped"})["shutdown"]["not_archived"]
 
 
 def test_the_shutdown_tells_what_a_standby_must_have(pair, run_module):

@@ -15,8 +15,12 @@ from pathlib import Path
 import psycopg2.errors
 import pytest
 from ansible_collections.hotspare.postgresql.plugins.module_utils import server
-from ansible_collections.hotspare.postgresql.plugins.module_utils.server import ConnectFailed, Upstream
+from ansible_collections.hotspare.postgresql.plugins.module_utils.conninfo import Upstream
+from ansible_collections.hotspare.postgresql.plugins.module_utils.server import (
+    ConnectFailed,
+)
 from ansible_collections.hotspare.postgresql.plugins.module_utils.shell import HotspareError
+from ansible_collections.hotspare.postgresql.plugins.module_utils.stopping import stop
 
 
 @pytest.fixture(autouse=True)
@@ -271,10 +275,10 @@ def test_a_crash_leaves_a_stale_lock_file(pair):
 
 
 def test_stop_tells_clean_and_control(pair):
-    stopped = server.stop(pair.standby.instance)
+    stopped = stop(pair.standby.instance)
     assert stopped["clean"] and stopped["control"].state == "shut down in recovery"
-    assert server.stop(pair.standby.instance)["clean"]
+    assert stop(pair.standby.instance)["clean"]
     assert server.start(pair.standby.instance)["accepting"]
     assert server.start(pair.standby.instance)["accepting"]
-    stopped = server.stop(pair.primary.instance, "immediate")
+    stopped = stop(pair.primary.instance, "immediate")
     assert not stopped["clean"] and stopped["process_id"] is None

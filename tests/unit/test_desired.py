@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from ansible_collections.hotspare.postgresql.plugins.module_utils import desired
+from ansible_collections.hotspare.postgresql.plugins.module_utils.conninfo import Upstream
 from ansible_collections.hotspare.postgresql.plugins.module_utils.desired import (
     Desired,
     Plan,
@@ -19,7 +20,9 @@ from ansible_collections.hotspare.postgresql.plugins.module_utils.desired import
     plan_slots,
     unmet,
 )
-from ansible_collections.hotspare.postgresql.plugins.module_utils.server import Instance, Upstream
+from ansible_collections.hotspare.postgresql.plugins.module_utils.server import (
+    Instance,
+)
 from ansible_collections.hotspare.postgresql.plugins.module_utils.shell import HotspareError
 from hypothesis import given
 from hypothesis import strategies as st

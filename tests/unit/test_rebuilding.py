@@ -13,9 +13,12 @@ from pathlib import Path
 
 import pytest
 from ansible_collections.hotspare.postgresql.plugins.module_utils import rebuild_look, rebuilding
+from ansible_collections.hotspare.postgresql.plugins.module_utils.conninfo import Upstream
 from ansible_collections.hotspare.postgresql.plugins.module_utils.rebuild import Source, Wish
 from ansible_collections.hotspare.postgresql.plugins.module_utils.rebuild_look import Job
-from ansible_collections.hotspare.postgresql.plugins.module_utils.server import Instance, Upstream
+from ansible_collections.hotspare.postgresql.plugins.module_utils.server import (
+    Instance,
+)
 from ansible_collections.hotspare.postgresql.plugins.module_utils.shell import Completed, HotspareError
 
 MIB = 1024 * 1024

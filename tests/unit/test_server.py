@@ -15,17 +15,17 @@ import pytest
 import yaml
 from ansible_collections.hotspare.postgresql.plugins.doc_fragments.node import ModuleDocFragment
 from ansible_collections.hotspare.postgresql.plugins.module_utils import server
-from ansible_collections.hotspare.postgresql.plugins.module_utils.server import (
-    CLEAN_STATES,
-    NODE_ARGUMENTS,
-    Instance,
+from ansible_collections.hotspare.postgresql.plugins.module_utils.conninfo import (
     Upstream,
-    instance_from_params,
     parse_conninfo,
     passfile_entry,
     quote_setting,
-    role_refusal,
     without_settings,
+)
+from ansible_collections.hotspare.postgresql.plugins.module_utils.server import (
+    NODE_ARGUMENTS,
+    Instance,
+    instance_from_params,
 )
 from ansible_collections.hotspare.postgresql.plugins.module_utils.shell import HotspareError
 from hypothesis import given
@@ -188,71 +188,6 @@ def test_a_nasty_password_in_the_passfile():
 def test_what_a_passfile_cannot_hold_is_an_error(character):
     with pytest.raises(ValueError, match="line break"):
         passfile_entry("db-one", 5432, "r", f"a{character}b")
-
-
-# --- which start is refused -----------------------------------------------------------------------------------------
-
-
-def refusal(role, **facts):
-    stopped_primary = {
-        "standby_signal": False,
-        "recovery_signal": False,
-        "backup_label": False,
-        "has_upstream": False,
-        "control_state": "shut down",
-    }
-    return role_refusal(role, **{**stopped_primary, **facts})
-
-
-@pytest.mark.parametrize(
-    ("role", "facts"),
-    [
-        ("primary", {}),
-        ("primary", {"control_state": "in production"}),  # a crash: it recovers
-        ("primary", {"standby_signal": True}),  # a cutover that was given up
-        ("standby", {"standby_signal": True, "has_upstream": True, "control_state": "shut down in recovery"}),
-        (None, {"standby_signal": True, "control_state": "in archive recovery"}),
-        (None, {"standby_signal": True, "recovery_signal": True}),  # the manual: standby.signal wins
-    ],
-)
-def test_what_may_be_started(role, facts):
-    assert refusal(role, **facts) is None
-
-
-@pytest.mark.parametrize(
-    ("role", "facts", "part"),
-    [
-        (None, {}, "role: primary"),
-        ("standby", {}, "no standby.signal"),
-        ("standby", {"standby_signal": True}, "follow nobody"),
-        ("primary", {"standby_signal": True, "control_state": "in production"}, "'in production'"),
-        ("primary", {"standby_signal": True, "control_state": "shut down in recovery"}, "without promotion"),
-        ("primary", {"control_state": "shut down in recovery"}, "last was a standby"),
-        ("primary", {"control_state": "in archive recovery"}, "last was a standby"),
-        ("primary", {"control_state": "a state of the future"}, "last was a standby"),
-        ("primary", {"backup_label": True, "control_state": "in production"}, "backup_label"),
-        ("primary", {"recovery_signal": True}, "recovery.signal"),
-        ("standby", {"recovery_signal": True, "has_upstream": True}, "recovery.signal"),
-        (None, {"recovery_signal": True}, "recovery.signal"),
-    ],
-)
-def test_what_is_refused(role, facts, part):
-    assert part in refusal(role, **facts)
-
-
-@given(
-    standby_signal=st.booleans(),
-    recovery_signal=st.booleans(),
-    backup_label=st.booleans(),
-    has_upstream=st.booleans(),
-    control_state=st.sampled_from([*CLEAN_STATES, "in production", "in archive recovery", "in crash recovery", "?"]),
-)
-def test_nothing_becomes_a_primary_unasked_nor_a_standby_one(**facts):
-    would_be_primary = not facts["standby_signal"]
-    for role in (None, "standby"):
-        assert role_refusal(role, **facts) is not None or not would_be_primary
-    if "recovery" in facts["control_state"] and facts["control_state"] != "in crash recovery":
-        assert role_refusal("primary", **facts) is not None
 
 
 # --- the node -------------------------------------------------------------------------------------------------------
