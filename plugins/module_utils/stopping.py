@@ -56,7 +56,7 @@ def stop(
         send(instance, postmaster, SIGNALS[mode])
     if unit is not None and instance.service is not None:
         run(["systemctl", "stop", "--no-block", instance.service], timeout=PROGRAM_SECONDS)
-    content, control, escalated = b"", None, False
+    content, control, escalated, patience = b"", None, False, immediate_after or 0
     while True:
         pid = process_id(instance)
         latest = _pg_control(instance)  # after the process was looked for: without one this is final
@@ -86,15 +86,12 @@ def stop(
                 "standby), then run this again",
                 node=summary(instance),
             )
-        if (
-            immediate_after is not None
-            and pid is not None
-            and not (escalated or clean)
-            and seconds > immediate_after
-            and not waits_for_standbys(children(instance, pid))
-        ):
-            escalated = True
-            send(instance, pid, SIGNALS["immediate"])
+        if immediate_after is not None and not (escalated or clean) and pid is not None and seconds > patience:
+            if waits_for_standbys(children(instance, pid)):
+                patience = seconds + immediate_after  # once they are given up, the server has its own work to do
+            else:
+                escalated = True
+                send(instance, pid, SIGNALS["immediate"])
         time.sleep(POLL_SECONDS)
 
 

@@ -42,10 +42,10 @@ options:
     choices: [primary, standby]
   upstream:
     description:
-      - Prepare a primary for a cutover, with O(state=running) while it runs, with O(state=stopped) before it is stopped.
+      - Prepare a primary for a cutover, with O(state=running) while it runs, with O(state=stopped) before it stops.
       - Whom it is to follow is written durably to C(conf.d/60-hotspare-upstream.conf) beside O(config_file), and
-        C(standby.signal) to O(data_directory). Its present run does not notice. Whatever starts it from then on, a crash
-        and systemd for example, makes it a standby and never a second primary.
+        C(standby.signal) to O(data_directory). Its present run does not notice. Whatever starts it from then on, for
+        example systemd after a crash, makes it a standby and never a second primary.
       - Refused, and nothing is changed, if a start would not read it or the server runs as a standby.
     type: dict
     suboptions:
@@ -87,18 +87,19 @@ options:
     default: fast
   checkpoint:
     description:
-      - Make a C(CHECKPOINT) on a running primary first. After a promotion it is needed before C(pg_rewind) looks at this
-        server.
-      - Before a stop it makes the stop short, so it is repeated until one took less than 0.2 seconds, at most five times.
+      - Make a C(CHECKPOINT) on a running primary first. After a promotion it is needed before C(pg_rewind) looks at
+        this server.
+      - Before a stop it makes the stop short, so it is repeated until one took less than 0.2 seconds, at most five
+        times.
       - It does not count as a change, and is not made in check mode.
     type: bool
     default: false
   immediate_after:
     description:
-      - A V(fast) stop that has not ended after so many seconds becomes an immediate one, because a frozen process of the
-        server holds it, which may never end. The server is not cleanly shut down then, see RV(shutdown.clean).
-      - A stop that only waits for a standby to answer is left alone, C(wal_sender_timeout) bounds it. So is one that only
-        waits for the archiver, since the server has shut down by then.
+      - A V(fast) stop that has not ended after so many seconds becomes an immediate one, because a frozen process of
+        the server holds it, which may never end. The server is not cleanly shut down then, see RV(shutdown.clean).
+      - A stop that only waits for a standby to answer is left alone, C(wal_sender_timeout) bounds it. So is one that
+        only waits for the archiver, since the server has shut down by then.
       - Without it a stop that does not end within O(timeout) is an error.
     type: int
   timeout:
