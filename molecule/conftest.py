@@ -1,7 +1,7 @@
 # Copyright: (c) 2026, hotspare contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the tests of both scenarios use: the operator's hands (ansible-playbook, docker) and eyes (psql, files)."""
+"""What the tests of all scenarios use: the operator's hands (ansible-playbook, docker) and eyes (psql, files)."""
 
 from __future__ import annotations
 
@@ -10,14 +10,19 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))  # ledger.py lies beside this file
 
 RECAP = re.compile(
     r"^(\S+)\s+: ok=(\d+)\s+changed=(\d+)\s+unreachable=(\d+)\s+failed=(\d+)\s+skipped=(\d+)", re.MULTILINE
@@ -50,6 +55,15 @@ for root in ("/etc", "/srv", "/root", "/usr/local", "/var/lib/postgresql", "/var
             content = os.readlink(path)
         found[path] = [oct(s.st_mode), s.st_uid, s.st_gid, content]
 json.dump(found, sys.stdout)
+"""
+
+# Runs in a container: operations that are under way, or that nobody has ended.
+LEFT_BEHIND = """
+import glob, json
+locks = glob.glob("/run/lock/hotspare-*.operation.json")
+armed = [path for path in glob.glob("/run/lock/hotspare-*.armed.json")
+         if json.load(open(path)).get("state") in ("armed", "promoting")]
+print(json.dumps(locks + armed))
 """
 
 CATALOG = """
@@ -97,6 +111,15 @@ class Play:
         return self.hosts[host]["ok"] + self.hosts[host]["skipped"]
 
 
+@dataclass(frozen=True)
+class Killed:
+    """A run of run_until_killed; `steps` are the tasks that ended: {number, name, module, state}."""
+
+    killed: bool
+    output: str
+    steps: list[dict[str, Any]]
+
+
 class Lab:
     """The containers of this scenario and the inventory that molecule wrote for them."""
 
@@ -106,7 +129,7 @@ class Lab:
         config = yaml.safe_load(Path(os.environ["MOLECULE_FILE"]).read_text(encoding="utf-8"))
         self.variables: dict[str, Any] = config["provisioner"]["inventory"]["group_vars"]["postgres"]
         self.addresses = {p["name"]: p["networks"][0]["ipv4_address"] for p in config["platforms"]}
-        self.one, self.two = self.addresses
+        self.one, self.two, *_ = self.addresses
         self.version = int(self.variables["node_version"])
         self.data = f"/var/lib/postgresql/{self.version}/main"
         self.service = f"postgresql@{self.version}-main"
@@ -147,6 +170,52 @@ class Lab:
             assert (play.returncode == 0) == ok, output
         return play
 
+    def run_until_killed(self, playbook: str, *args: str, after: int | str) -> Killed:
+        """Run a playbook whose control node dies right after a task, its number or its module as callback/kill_after.py
+        has it; where there is none it ends by itself.
+        """
+        journal = self.directory / f"journal-{time.monotonic_ns()}"
+        process = self.start(
+            playbook,
+            *args,
+            env={
+                "ANSIBLE_CALLBACK_PLUGINS": str(HERE / "callback"),
+                "ANSIBLE_CALLBACKS_ENABLED": "kill_after",
+                "HOTSPARE_KILL_AFTER": str(after),
+                "HOTSPARE_JOURNAL": str(journal),
+            },
+        )
+        output, _ = process.communicate(timeout=400)
+        steps = [json.loads(line) for line in journal.read_text(encoding="utf-8").splitlines()]
+        journal.unlink()
+        last = f"killed after {after}: {steps[-1]['name']}" if process.returncode else "not killed"
+        print(f"--- {playbook} {' '.join(args)}: {last}\n{output}")
+        assert process.returncode in (0, -signal.SIGKILL), output
+        return Killed(process.returncode != 0, output, steps)
+
+    @contextmanager
+    def frozen(self, node: str, process: str) -> Iterator[None]:
+        """A process of the server, named as pg_stat_activity does, that does nothing meanwhile."""
+        pid = self.sql(node, f"SELECT pid FROM pg_stat_activity WHERE backend_type = '{process}'")
+        self.run(node, "kill", "-STOP", pid)
+        try:
+            yield
+        finally:
+            self.run(node, "kill", "-CONT", pid)
+
+    @contextmanager
+    def configured(self, node: str, **settings: str) -> Iterator[None]:
+        """Settings that somebody wrote by hand, reloaded; they go with the file."""
+        path = f"/etc/postgresql/{self.version}/main/conf.d/99-by-hand.conf"
+        lines = "".join(f"{name} = '{value}'\n" for name, value in settings.items())
+        self.run(node, "tee", path, stdin=lines)
+        self.run(node, "systemctl", "reload", self.service)
+        try:
+            yield
+        finally:
+            self.run(node, "rm", path)
+            self.run(node, "systemctl", "reload", self.service, check=False)
+
     @staticmethod
     def docker(*args: str, stdin: str | None = None, check: bool = True) -> str:
         done = subprocess.run(["docker", *args], input=stdin, capture_output=True, text=True, timeout=120, check=False)
@@ -183,6 +252,20 @@ class Lab:
 
     def is_primary(self, node: str) -> bool:
         return self.sql(node, "SELECT pg_is_in_recovery()") == "f"
+
+    def roles(self) -> tuple[str, ...]:
+        """The primary and its standbys, as they are now."""
+        nodes = sorted(self.addresses, key=lambda node: not self.is_primary(node))
+        assert [self.is_primary(node) for node in nodes] == [True] + [False] * (len(nodes) - 1)
+        return tuple(nodes)
+
+    def runs(self, node: str) -> bool:
+        return self.run(node, "pgrep", "-x", "postgres", check=False) != ""
+
+    def left_behind(self, node: str) -> list[str]:
+        """Locks and armed processes of operations that have not ended; what an armed process decided may stay."""
+        found = self.run(node, "python3", "-", stdin=LEFT_BEHIND)
+        return json.loads(found)
 
     def status(self, *args: str) -> dict[str, Any]:
         """What status.yml says with -e format=json."""

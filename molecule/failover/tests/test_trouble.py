@@ -5,45 +5,25 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-
 from ledger import Watch, assert_pair, both_writable, ledger, missing
 
 SYNCHRONOUS = ("-e", "primary_synchronous_standbys=1")
 
 
-def roles(lab):
-    """(primary, standby) of the pair as it is now."""
-    return (lab.one, lab.two) if lab.is_primary(lab.one) else (lab.two, lab.one)
-
-
-@contextmanager
-def frozen(lab, node, process):
-    """A process of the server, named as pg_stat_activity does, that does nothing meanwhile."""
-    pid = lab.sql(node, f"SELECT pid FROM pg_stat_activity WHERE backend_type = '{process}'")
-    lab.run(node, "kill", "-STOP", pid)
-    try:
-        yield
-    finally:
-        lab.run(node, "kill", "-CONT", pid)
-
-
-def runs(lab, node):
-    return lab.run(node, "pgrep", "-x", "postgres", check=False) != ""
-
-
-def force(lab, target):
+def force(lab, target, dead):
     """Once the standby has not heard from its primary for so long that nobody takes that for alive."""
     heard = "SELECT count(*) FROM pg_stat_wal_receiver WHERE last_msg_receipt_time > now() - interval '6 s'"
     lab.wait_for(lambda: lab.sql(target, heard) == "0", f"{target} hears nothing")
-    return lab.play("failover", "-e", f"target={target}", "-e", "mode=forced", *SYNCHRONOUS)
+    return lab.play(
+        "failover", "-e", f"target={target}", "-e", "mode=forced", "-e", f"confirm_unfenced={dead}", *SYNCHRONOUS
+    )
 
 
-def test_a_standby_that_lacks_the_last_record_is_not_promoted(lab):
-    primary, standby = roles(lab)
-    with ledger(lab, 3_000_000) as client, Watch(lab.addresses[standby]) as new:
+def test_f02_a_standby_that_lacks_the_last_record_is_not_promoted(lab):
+    primary, standby = lab.roles()
+    with ledger(lab) as client, Watch(lab.addresses[standby]) as new:
         client.wait_for_rows(lab.addresses[primary], 100)
-        with frozen(lab, standby, "walreceiver"):
+        with lab.frozen(standby, "walreceiver"):
             given_up = lab.play("failover", "-e", f"target={standby}", "-e", "failover_timeout=10", ok=False)
             assert f"{primary} is the primary as before and nothing was lost" in given_up.output
             assert "both must be past" in given_up.output, "it was given up for another reason"
@@ -58,12 +38,12 @@ def test_a_standby_that_lacks_the_last_record_is_not_promoted(lab):
     print(f"given up: {given_up.seconds:.1f} s, longest gap {client.longest_gap():.3f} s")
 
 
-def test_a_promotion_whose_checkpoint_hangs_is_not_taken_back(lab):
-    primary, standby = roles(lab)
+def test_f11_a_promotion_whose_checkpoint_hangs_is_not_taken_back(lab):
+    primary, standby = lab.roles()
     old, new = Watch(lab.addresses[primary]), Watch(lab.addresses[standby])
-    with ledger(lab, 4_000_000) as client, old, new:
+    with ledger(lab) as client, old, new:
         client.wait_for_rows(lab.addresses[primary], 100)
-        with frozen(lab, standby, "checkpointer"):
+        with lab.frozen(standby, "checkpointer"):
             told = lab.play("failover", "-e", f"target={standby}", "-e", "failover_timeout=5")
             assert "its checkpoint is missing" in told.output
             client.wait_for_rows(lab.addresses[standby], 100)
@@ -74,18 +54,18 @@ def test_a_promotion_whose_checkpoint_hangs_is_not_taken_back(lab):
 
 
 def test_synchronous_commits_survive_the_primarys_machine(lab):
-    primary, standby = roles(lab)
+    primary, standby = lab.roles()
     lab.play("site", *SYNCHRONOUS)
     synchronous = "SELECT sync_state FROM pg_stat_replication"
     waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
     assert lab.sql(primary, synchronous) == "sync"
-    with ledger(lab, 5_000_000) as client:
+    with ledger(lab) as client:
         client.wait_for_rows(lab.addresses[primary], 100)
-        with frozen(lab, standby, "walreceiver"):
+        with lab.frozen(standby, "walreceiver"):
             lab.wait_for(lambda: lab.sql(primary, waits) == "1", "a commit waits for the standby")
         client.wait_for_rows(lab.addresses[primary], 100)
         lab.docker("kill", primary)
-        forced = force(lab, standby)
+        forced = force(lab, standby, primary)
         assert "commits wait for 0 standbys instead of 1" in forced.output
         client.wait_for_rows(lab.addresses[standby], 100, timeout=5)
         lab.restart_container(primary)
@@ -97,13 +77,13 @@ def test_synchronous_commits_survive_the_primarys_machine(lab):
 
 
 def test_the_newer_of_two_primaries_is_kept(lab):
-    older, newer = roles(lab)
+    older, newer = lab.roles()
     # Only PostgreSQL dies, and the playbook, which does reach the machine, must not start it.
     lab.run(older, "pkill", "-KILL", "-x", "postgres")
-    with ledger(lab, 6_000_000) as client, Watch(lab.addresses[older]) as old:
-        force(lab, newer)
+    with ledger(lab) as client, Watch(lab.addresses[older]) as old:
+        force(lab, newer, older)
         client.wait_for_rows(lab.addresses[newer], 100)
-    assert not runs(lab, older)
+    assert not lab.runs(older)
     assert old.samples == []
 
     # While the new primary is away nothing tells the old one that it was replaced.
@@ -119,7 +99,7 @@ def test_the_newer_of_two_primaries_is_kept(lab):
         assert "Nothing was changed" in lab.play(playbook, ok=False).output
     lab.run(older, "systemctl", "stop", lab.service)
     lab.run(older, "systemctl", "start", lab.service, check=False)
-    assert not runs(lab, older), "the newer one did not lock it out"
+    assert not lab.runs(older), "the newer one did not lock it out"
 
     lab.play("rebuild_standby", "-e", f"node={older}", "-e", f"confirm={older}")
     assert missing(lab, newer, client.rows) == []

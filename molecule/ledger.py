@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from dataclasses import dataclass
@@ -167,8 +168,21 @@ def both_writable(old: Watch, new: Watch) -> list[Sample]:
     return [sample for sample in old.writable() if sample.start > first]
 
 
-def ledger(lab, first):
-    return Ledger([lab.addresses[lab.one], lab.addresses[lab.two]], first)
+def make_books(lab):
+    """The ledger's database, owned by the account that writes in it; what was in it goes."""
+    primary, *_ = lab.roles()
+    lab.sql(primary, "DROP DATABASE IF EXISTS ledger; DROP ROLE IF EXISTS ledger")
+    lab.sql(primary, "CREATE ROLE ledger LOGIN PASSWORD 'ledger'")
+    lab.sql(primary, "CREATE DATABASE ledger OWNER ledger")
+    lab.sql(primary, "CREATE TABLE ledger (number int PRIMARY KEY); ALTER TABLE ledger OWNER TO ledger", "ledger")
+
+
+FIRST = itertools.count(0, 1_000_000)
+
+
+def ledger(lab):
+    """A client of the whole cluster, with numbers of its own."""
+    return Ledger(list(lab.addresses.values()), next(FIRST))
 
 
 def missing(lab, node, rows):
@@ -185,3 +199,7 @@ def assert_pair(lab, primary, standby):
     assert lab.sql(standby, "SELECT pg_is_in_recovery(), status FROM pg_stat_wal_receiver") == "t|streaming"
     lab.wait_for_replay(standby, at)
     assert lab.sql(standby, f"SELECT count(*) FROM ledger WHERE number = {number}", "ledger") == "1"
+    # Nothing is under way any more, and nothing would make the primary a standby at its next start.
+    assert {node: lab.left_behind(node) for node in (primary, standby)} == {primary: [], standby: []}
+    lab.run(primary, "test", "!", "-e", f"{lab.data}/standby.signal")
+    lab.run(standby, "test", "-e", f"{lab.data}/standby.signal")
