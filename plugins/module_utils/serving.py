@@ -13,6 +13,7 @@ from typing import Any
 from .asked import note_asked
 from .conninfo import Upstream, upstream_from_params
 from .demotion import give_up, prepare
+from .fencing import fence
 from .server import (
     CLEAN_STATES,
     POLL_SECONDS,
@@ -112,6 +113,8 @@ def bring_to(instance: Instance, wanted: Wanted, *, check_mode: bool = False) ->
     """
     began = time.monotonic()
     state = wanted.state
+    if state == "fenced":
+        return fence(instance, timeout=wanted.timeout, check_mode=check_mode)
     kind = data_directory_kind(instance)
     if kind != "cluster":
         if state == "reloaded":  # a node to be, whose configuration was written before its data

@@ -24,8 +24,12 @@ options:
       - With V(restarted) it is stopped, if it runs, and started.
       - With V(running) it is an error if the server does not run. It is neither started nor stopped.
       - With V(reloaded) a server that runs reads its configuration again, and one that does not is left alone.
+      - With V(fenced) it takes no writes any more, whatever state it is in, and that is verified. C(standby.signal) is
+        written, so that no start makes it a primary, then it is stopped, after 2 seconds by an immediate stop, and then
+        every process of it is killed, frozen ones and those that a killed postmaster left behind too. It is an error
+        if a process remains, systemd still holds the unit, or something listens at its socket.
     type: str
-    choices: [started, stopped, restarted, running, reloaded]
+    choices: [started, stopped, restarted, running, reloaded, fenced]
     default: started
   role:
     description:
@@ -103,7 +107,9 @@ options:
       - Without it a stop that does not end within O(timeout) is an error.
     type: int
   timeout:
-    description: How many seconds the stop, the start and the checkpoint may each take.
+    description:
+      - How many seconds the stop, the start and the checkpoint may each take.
+      - With O(state=fenced) how many seconds processes that were killed may take to be gone.
     type: int
     default: 60
 extends_documentation_fragment:
@@ -153,6 +159,13 @@ EXAMPLES = r"""
     service: postgresql@17-main
     state: running
     role: primary
+
+- name: Make sure that a primary takes no writes any more before another node is promoted
+  hotspare.postgresql.pg_server:
+    data_directory: /var/lib/postgresql/17/main
+    service: postgresql@17-main
+    state: fenced
+    timeout: 10
 
 - name: Give the cutover up and start the old primary again
   hotspare.postgresql.pg_server:
@@ -227,7 +240,7 @@ node:
       returned: always
       sample: {state: in production, timeline: 1, checkpoint_lsn: 0/3000028}
 shutdown:
-  description: How the server stopped, null when it runs or in check mode before a stop.
+  description: How the server stopped, null when it runs, is fenced, or in check mode before a stop.
   returned: on success
   type: dict
   contains:
@@ -290,6 +303,39 @@ shutdown:
       elements: str
       returned: always
       sample: [000000010000000000000007]
+fence:
+  description: How the server was fenced, and whether it is.
+  returned: with O(state=fenced), also when that failed
+  type: dict
+  contains:
+    verified:
+      description:
+        - Whether it has no process, its unit is not active, connections are refused and a start would not make it a
+          primary. In check mode whether that is so already.
+      type: bool
+      returned: always
+      sample: true
+    steps:
+      description: What was done, in this order.
+      type: list
+      elements: dict
+      returned: always
+      contains:
+        name:
+          description: One of V(mark), V(unit), V(fast), V(immediate), V(kill) and V(verify).
+          type: str
+          returned: always
+          sample: kill
+        seconds:
+          description: How long it took.
+          type: float
+          returned: always
+          sample: 0.043
+        detail:
+          description: What came of it.
+          type: str
+          returned: always
+          sample: 3 processes were killed
 seconds:
   description: How long all of it took.
   returned: on success
@@ -320,7 +366,9 @@ def main() -> None:
         argument_spec=dict(
             **NODE_ARGUMENTS,
             state=dict(
-                type="str", choices=["started", "stopped", "restarted", "running", "reloaded"], default="started"
+                type="str",
+                choices=["started", "stopped", "restarted", "running", "reloaded", "fenced"],
+                default="started",
             ),
             role=dict(type="str", choices=["primary", "standby"]),
             mode=dict(type="str", choices=["fast", "immediate"], default="fast"),

@@ -457,6 +457,108 @@ def test_a_damaged_lock_file_is_unknown(pair, run_module, content):
     assert result["failed"] and "not known whether a server runs" in result["msg"]
 
 
+# --- fenced ---------------------------------------------------------------------------------------------------------
+
+
+def fenced(result):
+    """It is, and why that is known; the names of the steps."""
+    assert not result.get("failed"), result
+    assert result["fence"]["verified"] is True
+    return [step["name"] for step in result["fence"]["steps"]]
+
+
+def is_dead(node):
+    return node.processes() == [] and (node.data / "standby.signal").exists()
+
+
+@pytest.mark.parametrize("role", ["primary", "standby"])
+def test_fenced(pair, four_steps, role):
+    node = getattr(pair, role)
+    look = lambda: (node.processes(), (node.data / "standby.signal").exists())  # noqa: E731
+    check, done, *again = four_steps("pg_server", {**node.params, "state": "fenced"}, look)
+    assert is_dead(node)
+    assert check["fence"]["verified"] is False
+    assert "fast" in fenced(done) and "immediate" not in fenced(done)
+    assert node.control("Database cluster state") == CLEAN_STATE[role]
+    for result in again:
+        assert fenced(result) == ["verify"]
+
+
+def test_a_stopped_primary_is_only_marked(pair, four_steps):
+    node = pair.primary
+    node.stop()
+    _check, done, *_again = four_steps(
+        "pg_server", {**node.params, "state": "fenced"}, lambda: real(node)[::2] + real(node)[3:]
+    )
+    assert fenced(done) == ["mark", "kill", "verify"] and is_dead(node)
+
+
+def test_a_frozen_server_is_fenced(pair, run_module):
+    """As a postmaster that hangs: it hears no signal but one."""
+    node = pair.primary
+    node.freeze()
+    began = time.monotonic()
+    assert "fast" not in fenced(run_module("pg_server", {**node.params, "state": "fenced"}))
+    assert time.monotonic() - began < 10
+    assert is_dead(node)
+
+
+def test_a_frozen_backend_is_fenced(pair, run_module):
+    node = pair.primary
+    connection, backend = a_session(node)
+    os.kill(backend, signal.SIGSTOP)
+    fenced(run_module("pg_server", {**node.params, "state": "fenced"}))
+    connection.close()
+    assert is_dead(node)
+
+
+def test_a_backend_in_the_middle_of_work_is_fenced(pair, run_module):
+    """One that does not look at signals for long, here a session that a hung receiver lets wait for its commit."""
+    node = pair.primary
+    pair.standby.freeze()
+    node.sql("INSERT INTO ledger (note) SELECT repeat('x', 500) FROM generate_series(1, 30000)")
+    steps = fenced(run_module("pg_server", {**node.params, "state": "fenced"}))
+    pair.standby.thaw()
+    assert "immediate" in steps
+    assert is_dead(node)
+
+
+def test_processes_without_their_postmaster_are_fenced(pair, run_module):
+    node = pair.primary
+    others = [pid for pid in node.processes() if pid != node.postmaster]
+    node.freeze()
+    os.kill(node.postmaster, signal.SIGKILL)
+    assert others
+    fenced(run_module("pg_server", {**node.params, "state": "fenced"}))
+    assert is_dead(node)
+
+
+def test_a_damaged_lock_file_does_not_save_a_server(pair, run_module):
+    node = pair.primary
+    pid = node.postmaster
+    (node.data / "postmaster.pid").write_text("", encoding="utf-8")
+    fenced(run_module("pg_server", {**node.params, "state": "fenced"}))
+    assert is_dead(node) and not Path(f"/proc/{pid}").exists()
+
+
+def test_a_fence_that_cannot_be_marked_says_so(pair, run_module):
+    """It takes no writes, which is more than nothing, but a start would bring it back."""
+    node = pair.primary
+    (node.data / ".standby.signal.hotspare-tmp" / "x").mkdir(parents=True)
+    result = run_module("pg_server", {**node.params, "state": "fenced"})
+    assert result["failed"] and "its next start would make it a primary" in result["msg"]
+    assert result["fence"]["verified"] is False
+    assert node.processes() == []
+
+
+def test_a_fenced_primary_can_be_the_primary_again_when_that_is_said(pair, run_module):
+    node = pair.primary
+    node.write("kept")
+    run_module("pg_server", {**node.params, "state": "fenced"})
+    assert run_module("pg_server", {**node.params, "role": "primary"})["changed"] is True
+    assert node.notes() == ["kept"]
+
+
 # --- bad input ------------------------------------------------------------------------------------------------------
 
 
