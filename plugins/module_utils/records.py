@@ -76,6 +76,15 @@ class State(TypedDict, total=False):
     upstream: dict[str, Any] | None
     tablespaces: list[dict[str, Any]] | None
     rebuild: dict[str, Any] | None
+    lock: dict[str, Any] | None
+    armed: dict[str, Any] | None
+    superseded: dict[str, Any] | None
+    peers: list[dict[str, Any]] | None
+    reachable: bool | None
+    synchronous_standby_names: str | None
+    data_owner: str | None
+    auto_conf_owner: str | None
+    wal_free_bytes: int | None
     machine_id: str | None
     boot_id: str | None
     backup_label: bool | None
@@ -95,12 +104,16 @@ class Problem(TypedDict):
 
 
 class Check(TypedDict):
-    """One check of a plan. ok None is unknown. A hard check that is not true refuses; another only warns."""
+    """One check of a plan. ok None is unknown. A hard check that is not true refuses; another only warns.
+
+    `allow`: the operator may waive it by name, since it can lose no data.
+    """
 
     name: str
     ok: bool | None
     detail: str
     hard: bool
+    allow: bool
 
 
 class Topology(TypedDict):
@@ -123,9 +136,9 @@ class Topology(TypedDict):
     report: list[str]
 
 
-def check(name: str, ok: bool | None, detail: str, hard: bool = True) -> Check:
+def check(name: str, ok: bool | None, detail: str, hard: bool = True, allow: bool = False) -> Check:
     """One check as a plain record."""
-    return {"name": name, "ok": ok, "detail": detail, "hard": hard}
+    return {"name": name, "ok": ok, "detail": detail, "hard": hard, "allow": allow and hard}
 
 
 def refused(checks: Iterable[Check]) -> list[Check]:
@@ -149,11 +162,13 @@ def slot_name(prefix: str, node: str) -> str:
 # -- from an answer to a record ---------------------------------------------------------------------------------------
 
 
-def unknown_state(name: str, reason: str, known: Mapping[str, Any] | None = None) -> State:
+def unknown_state(
+    name: str, reason: str, known: Mapping[str, Any] | None = None, reachable: bool | None = False
+) -> State:
     """A node of which it is not known what it is; facts that were seen are kept, the role is not."""
     blank: dict[str, Any] = dict.fromkeys(State.__annotations__)
     blank.update(known or {})
-    blank.update(name=name, role="unknown", reason=reason)
+    blank.update(name=name, role="unknown", reason=reason, reachable=reachable)
     return cast(State, blank)
 
 
@@ -162,6 +177,7 @@ def state_of(name: str, answer: object) -> State:
 
     `answer` is a module result ({node: STATE}), a STATE itself, {unreachable: true, msg}, {failed: true, msg},
     or nothing at all. A record that contradicts itself is not believed: its role becomes unknown.
+    `reachable`: whether its machine let us in, so that more can be done there.
     """
     if not isinstance(answer, Mapping) or not answer:
         return unknown_state(name, "it gave no answer")
@@ -170,13 +186,13 @@ def state_of(name: str, answer: object) -> State:
     for flag, words in FAILURES.items():
         if answer.get(flag):
             message = " ".join(str(answer.get("msg") or answer.get("skip_reason") or "no message").split())
-            return unknown_state(name, f"{words}: {message}", record)
+            return unknown_state(name, f"{words}: {message}", record, reachable=flag == "failed")
     if record is None:
         return unknown_state(name, "its answer holds no state")
     doubt = _doubt(record)
     if doubt:
-        return unknown_state(name, doubt, record)
-    return cast(State, {**unknown_state(name, ""), **record, "name": name})
+        return unknown_state(name, doubt, record, reachable=True)
+    return cast(State, {**unknown_state(name, ""), **record, "name": name, "reachable": True})
 
 
 def _doubt(record: Mapping[str, Any]) -> str | None:

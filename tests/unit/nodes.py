@@ -29,6 +29,7 @@ def settings(**changes: Any) -> dict[str, Any]:
         "full_page_writes": "on",
         "synchronous_standby_names": "",
         "wal_sender_timeout": "15000",
+        "recovery_target_timeline": "latest",
         **changes,
     }
     return {name: {"value": value, "unit": None, "pending_restart": False} for name, value in values.items()}
@@ -73,8 +74,27 @@ def node(name: str, role: str, **facts: Any) -> dict[str, Any]:
         "problems": [],
         "rebuild": None,
         "machine_id": f"machine-of-{name}",
+        "lock": None,
+        "armed": None,
+        "peers": [peer(n) for n in MEMBERS if n != name],
+        "data_owner": "postgres",
+        "auto_conf_owner": "postgres",
+        "wal_free_bytes": 64 * 1024**3,
         **facts,
     }
+
+
+def peer(name: str, answer: str | None = None, **facts: Any) -> dict[str, Any]:
+    """What a node sees of another one: db1 is the primary of most tests."""
+    here = {"host": MEMBERS[name]["address"], "port": 5432, "timeline": 1, "seconds": 0.01, "detail": "it answers"}
+    said = answer or ("primary" if name == "db1" else "standby")
+    known = SYSTEM if said in ("primary", "standby") else None
+    return {"name": name, **here, "answer": said, "system_identifier": known, **facts}
+
+
+def peers_but(name: str, **changed: str | None) -> list[dict[str, Any]]:
+    """The peers of `name`, some with another answer."""
+    return [peer(n, changed.get(n)) for n in MEMBERS if n != name]
 
 
 def _running(at: int, **facts: Any) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from ansible_collections.hotspare.postgresql.tests.unit.nodes import (
     absent,
     answers,
     control,
+    peers_but,
     primary,
     row,
     settings,
@@ -261,7 +262,7 @@ def test_a_demoted_node_that_was_stopped_again_returns() -> None:
 
 # -- forced -----------------------------------------------------------------------------------------------------------
 
-SURVIVOR = standby("db2", streams=False)
+SURVIVOR = standby("db2", streams=False, peers=peers_but("db2", db1="silent"))
 
 
 def test_forced_needs_the_word_of_the_operator() -> None:
@@ -308,8 +309,8 @@ def test_a_living_primary_is_not_forced_away() -> None:
 
 def test_a_clean_primary_needs_no_force() -> None:
     decided = forced(stopped("db1"), standby("db2", streams=False, at=HERE + 120))
-    assert failing(decided) == {"primary_not_clean"}
-    assert "without mode=forced" in decided["reason"]
+    assert decided["ok"], decided["reason"]
+    assert (decided["mode"], decided["resume"], decided["require_lsn"]) == ("planned", "promote", f"0/{HERE:X}")
     decided = forced(stopped("db1"), SURVIVOR)
     assert "nothing is lost" in decided["reason"]
     decided = forced(stopped("db1", at=HERE + 512), SURVIVOR, confirm_unfenced="db1")
@@ -317,13 +318,18 @@ def test_a_clean_primary_needs_no_force() -> None:
 
 
 def test_a_primary_that_the_standby_still_hears_is_alive() -> None:
-    decided = forced(standby("db2"), db1=UNREACHABLE, confirm_unfenced="db1")
-    assert failing(decided) == {"sender_silent"}
+    dead = {"db1": UNREACHABLE, "confirm_unfenced": "db1"}
+    assert failing(forced(standby("db2", peers=None), **dead)) == {"sender_silent"}
+    assert failing(forced(standby("db2"), **dead)) == {"sender_silent", "unseen_by_peers"}
     receiver = standby("db2")["wal_receiver"]
-    silent = standby("db2", wal_receiver={**receiver, "silent_seconds": 9.0})
-    assert forced(silent, db1=UNREACHABLE, confirm_unfenced="db1")["ok"]
-    unknown = standby("db2", wal_receiver={**receiver, "silent_seconds": None})
-    assert not forced(unknown, db1=UNREACHABLE, confirm_unfenced="db1")["ok"]
+    silent = standby("db2", wal_receiver={**receiver, "silent_seconds": 9.0}, peers=None)
+    assert forced(silent, **dead)["ok"]
+    unknown = standby("db2", wal_receiver={**receiver, "silent_seconds": None}, peers=None)
+    assert not forced(unknown, **dead)["ok"]
+    for answer in ("silent", "refused"):
+        assert forced(standby("db2", peers=peers_but("db2", db1=answer)), **dead)["ok"], answer
+    for answer in ("unknown", "auth", "primary"):
+        assert not forced(standby("db2", peers=peers_but("db2", db1=answer)), **dead)["ok"], answer
     cascade = standby("db3", "db2")
     assert "sender_silent" not in failing(
         forced(SURVIVOR, cascade, target="db3", db1=UNREACHABLE, confirm_unfenced="db1")

@@ -38,12 +38,12 @@ FLOORS = (
     {"asked", "wal", "shell", "problems"},  # ground
     {"armed_state", "conninfo", "controldata", "lock", "records"},  # ground: what needs a word of the line above
     {"server"},  # first
-    {"demotion", "stopping"},  # first: what needs a word of the line above
+    {"archive_status", "demotion", "stopping"},  # first: what needs a word of the line above
     {"fencing"},  # first: ends what does not stop
     {"serving"},  # first: does what pg_server is asked for
     {"replication"},  # second
     {"topology", "preflight", "status", "desired", "promotion", "rebuild"},  # third
-    {"forced", "rebuild_look"},  # third: what a cutover and a rebuild decide on
+    {"arming", "forced", "rebuild_look"},  # third: promotes on a proof; what a cutover and a rebuild decide on
     {"cutover", "rebuilding"},  # third: decides on it; does what rebuild decided
 )
 FLOOR = {name: height for height, names in enumerate(FLOORS) for name in names}
