@@ -539,7 +539,8 @@ def rebuild_plan(seen: Topology, node: str | None, confirm: str | None, give_up:
         if name:
             plan["reason"] = f"{name} is not a member of the cluster ({members})"
         return plan
-    checks = _rebuild_node_checks(name, nodes[name], confirm)
+    there = primary is not None and _streams(nodes[name], nodes[primary])
+    checks = _rebuild_node_checks(name, nodes[name], confirm, there)
     checks += [_one_primary_check(name, others), _others_agree_check(seen, name)]
     if primary:
         checks += _rebuild_pair_checks(nodes, name, primary)
@@ -558,7 +559,14 @@ def rebuild_plan(seen: Topology, node: str | None, confirm: str | None, give_up:
     return plan
 
 
-def _rebuild_node_checks(name: str, state: State, confirm: str | None) -> list[Check]:
+def _streams(state: State, source: State) -> bool:
+    return state["role"] == "standby" and state.get("recovery") == "streaming" and row_of(source, state) is not None
+
+
+def _rebuild_node_checks(name: str, state: State, confirm: str | None, there: bool) -> list[Check]:
+    """`there`: it streams already, as after a run that died at the end. Nobody is disturbed then (and pg_rebuild, which
+    knows what it does, asks again), so whoever reads from it does not keep the run from being finished.
+    """
     role = state["role"]
     running = role == "standby"
     clients = integer(state.get("clients")) if running else 0
@@ -576,11 +584,13 @@ def _rebuild_node_checks(name: str, state: State, confirm: str | None) -> list[C
             "no_clients",
             None if clients is None else clients == 0,
             f"{name} has {'an unknown number of' if clients is None else clients} clients; move them away first",
+            hard=not there,
         ),
         check(
             "no_readers",
             None if readers is None else not readers,
             f"{listed(readers or []) if readers is not None else 'it is not known who'} streams from {name}",
+            hard=not there,
         ),
     ]
 
@@ -671,7 +681,7 @@ def _rebuild_warnings(seen: Topology, name: str, primary: str | None) -> list[Ch
                 hard=False,
             )
         )
-    if state["role"] == "standby" and state.get("recovery") == "streaming" and row_of(source, state):
+    if _streams(state, source):
         found.append(check("needed", False, f"{name} streams from {primary} already", hard=False))
     return found
 

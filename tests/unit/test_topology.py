@@ -399,6 +399,12 @@ def test_what_may_not_be_rebuilt(states: list[dict[str, Any]], name: str) -> Non
     assert name in failing(decided)
 
 
+def test_who_reads_from_a_node_that_streams_already_does_not_hinder_a_run_that_is_made_again() -> None:
+    decided = rebuild(primary("db1", "db2"), standby("db2", clients=1))
+    assert decided["ok"], decided["reason"]
+    assert [c["ok"] for c in decided["checks"] if c["name"] in ("no_clients", "needed")] == [False, False]
+
+
 def test_an_unknown_node_is_not_rebuilt_and_another_unknown_one_only_warns() -> None:
     assert failing(rebuild(primary("db1"), db2=UNREACHABLE)) >= {"node_known"}
     decided = rebuild(primary("db1"), stopped("db2"), db3=UNREACHABLE)
