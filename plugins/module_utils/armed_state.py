@@ -26,11 +26,13 @@ LOCK_DIRECTORY = "/run/lock"
 LOCK_SECONDS = 10  # others hold the mutex for milliseconds
 POLL_SECONDS = 0.002
 MAX_BYTES = 65536  # a state has some thousand
+FIELDS = "state reason since expires pid receiver position phases proof at collected".split()
 
 # From which state one may come to which. `armed` alone can be left by two sides, the process and `disarmed`.
 MOVES = {
     "armed": {"promoting", "disarmed", "expired", "refused"},
     "promoting": {"promoted"},
+    "promoted": {"promoted"},  # it is collected
 }
 
 
@@ -64,18 +66,24 @@ def read_armed(directory: str) -> Optional[dict[str, Any]]:
     """
     where = paths(directory)
     alive = is_alive(where)  # before the state: a process that ended in between has written its last word
+    stored = load(where)
+    return None if stored is None else shown(stored, alive=alive, now=boot_clock())
+
+
+def load(where: Paths) -> Optional[dict[str, Any]]:
+    """The state as it is stored, None when there is none. HotspareError."""
     try:
         with open(os.open(where.state, os.O_RDONLY | os.O_NOFOLLOW), encoding="utf-8") as file:
             stored = json.loads(file.read(MAX_BYTES))
-        return shown(stored, alive=alive, now=boot_clock())
+        if missing := [name for name in FIELDS if name not in stored]:
+            raise ValueError(f"no {missing[0]}")
+        return dict(stored)
     except FileNotFoundError:
         return None
     except OSError as error:
         raise HotspareError(f"cannot read {where.state}: {error.strerror}; run this as root") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise HotspareError(
-            f"{where.state} is not one of ours ({type(error).__name__}): see who wrote it, and remove it"
-        ) from error
+    except (ValueError, TypeError) as error:
+        raise HotspareError(f"{where.state} is not one of ours ({error}): see who wrote it, and remove it") from error
 
 
 def shown(stored: Mapping[str, Any], *, alive: bool, now: float) -> dict[str, Any]:
@@ -117,12 +125,8 @@ def move(directory: str, to: str, **changes: Any) -> bool:
     """
     where = paths(directory)
     with locked(where.mutex):
-        try:
-            with open(os.open(where.state, os.O_RDONLY | os.O_NOFOLLOW), encoding="utf-8") as file:
-                stored = json.loads(file.read(MAX_BYTES))
-        except FileNotFoundError:
-            return False
-        if to not in MOVES.get(stored["state"], ()):
+        stored = load(where)
+        if stored is None or to not in MOVES.get(stored["state"], ()):
             return False
         write(where, {**stored, **changes, "state": to})
         return True

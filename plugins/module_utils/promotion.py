@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .archive_status import keep_before, keep_named
 from .conninfo import Upstream
 from .replication import read_state
 from .server import (
@@ -27,9 +28,15 @@ from .shell import HotspareError
 from .wal import format_lsn, parse_history, parse_lsn
 
 # A server that is asked within some 20 ms of the end of its stream may sleep out wal_retrieve_retry_interval (5 s)
-# before it looks at the request. SIGHUP wakes it, so the configuration is reloaded until it has looked.
-KICK_FIRST, KICK_EVERY = 0.02, 0.04
+# before it looks at the request. SIGHUP wakes it, so the configuration is reloaded until it has looked: at once when
+# it is seen to sleep there, and every now and then should its sleep have another name.
+KICK_EVERY = 0.04
+SLEEPS = "RecoveryRetrieveRetryInterval"
 POLL = 0.005
+RECOVERING = (
+    "SELECT pg_catalog.pg_is_in_recovery(),"
+    " (SELECT wait_event FROM pg_catalog.pg_stat_activity WHERE backend_type = 'startup')"
+)
 # The share of the timeout that may go by in waiting for the standby to hold and to replay what is required.
 WAIT_SHARE = 0.5
 # No route to a dead machine, or its name is gone: libpq has no code for that, only words.
@@ -68,11 +75,28 @@ def checks(state: Mapping[str, Any], wanted: Wanted, old_primary_seen: OldPrimar
 
     Returns one `{name, ok, detail}` a check. A server that is no running standby gets the first check only.
     """
-    found: list[dict[str, Any]] = []
+    found = standby_checks(state, wanted)
+    if not found[0]["ok"]:
+        return found
+    check = adder(found)
+    _check_position(state["lsn"], wanted, check)
+    _check_old_primary(old_primary_seen, wanted, check)
+    return found
+
+
+def adder(found: list[dict[str, Any]]) -> Callable[[str, bool, str], None]:
+    """What appends a check to `found`."""
 
     def check(name: str, ok: bool, detail: str) -> None:
         found.append({"name": name, "ok": ok, "detail": detail})
 
+    return check
+
+
+def standby_checks(state: Mapping[str, Any], wanted: Wanted) -> list[dict[str, Any]]:
+    """The part of `checks` that holds at any time before a promotion: the right standby, which replays."""
+    found: list[dict[str, Any]] = []
+    check = adder(found)
     _check_role(state, check)
     if not found[0]["ok"]:
         return found
@@ -90,8 +114,6 @@ def checks(state: Mapping[str, Any], wanted: Wanted, old_primary_seen: OldPrimar
             f"it is on timeline {timeline or 'unknown'}, {wanted.require_timeline} is required",
         )
     _check_replay(state["replay"], check)
-    _check_position(state["lsn"], wanted, check)
-    _check_old_primary(old_primary_seen, wanted, check)
     return found
 
 
@@ -208,9 +230,13 @@ def promote(
     *,
     primary: Mapping[str, Any] | None = None,
     timeout: float = 60,
+    archive_again: Sequence[str] = (),
     check_mode: bool = False,
 ) -> dict[str, Any]:
     """Make a standby the primary, or refuse and change nothing. A primary is left as it is.
+
+    `archive_again`: segments that no archive has, for the new primary's archiver; with `wanted.force` those that
+    the archive lacks are looked for before the promotion as well. What was kept is in `kept_for_archive`.
 
     `timeout` is in seconds: half of it may be waited for the required position, the rest for the promotion; the
     CHECKPOINT afterwards may take as long again, and if it does not end, that is in `warnings`: the node is the
@@ -226,14 +252,18 @@ def promote(
         "new_timeline": state["timeline"],
         "switch_lsn": None,
         "seconds": 0.0,
+        "armed": None,
+        "kept_for_archive": [],
         "warnings": [],
         "node": state,
     }
     if state["role"] == "primary":
         # A run that died between promotion and CHECKPOINT is finished here.
-        if not check_mode and (state["control"] or {}).get("timeline") != state["timeline"]:
-            _checkpoint(instance, timeout, result)
-            result["node"] = read_state(instance)
+        if not check_mode:
+            keep_named(instance, state, archive_again, result)
+            if (state["control"] or {}).get("timeline") != state["timeline"]:
+                _checkpoint(instance, timeout, result)
+                result["node"] = read_state(instance)
         return result
 
     state, result["checks"] = _settle(instance, state, wanted, primary, started + timeout * WAIT_SHARE)
@@ -247,12 +277,16 @@ def promote(
         return {**result, "changed": True, "new_timeline": None}
 
     result["changed"] = True
+    if wanted.force:
+        keep_before(instance, state, result)
     asked = time.monotonic()
     _ask_and_wait(instance, started + timeout, timeout, result)
     result["seconds"] = round(time.monotonic() - asked, 3)
-    result.update(_new_timeline(instance))
+    result.update(new_timeline(instance))
     _checkpoint(instance, timeout, result)
-    return {**result, "node": read_state(instance)}
+    result["node"] = read_state(instance)
+    keep_named(instance, result["node"], archive_again, result)
+    return result
 
 
 def _settle(
@@ -296,18 +330,8 @@ def _ask_and_wait(instance: Instance, deadline: float, timeout: float, result: d
                     raise HotspareError(
                         f"{instance.name} could not be asked to become the primary, see its log", **result
                     )
-                asked, kicks = time.monotonic(), 0
-                while True:
-                    cursor.execute("SELECT pg_is_in_recovery()")
-                    if not cursor.fetchone()[0]:
-                        return
-                    now = time.monotonic()
-                    if now > deadline:
-                        break
-                    if now > asked + KICK_FIRST + KICK_EVERY * kicks:
-                        kicks += 1
-                        cursor.execute("SELECT pg_reload_conf()")
-                    time.sleep(POLL)
+                if wait_until_primary(cursor, deadline):
+                    return
         finally:
             connection.close()
     except psycopg2.Error as error:
@@ -325,7 +349,24 @@ def _ask_and_wait(instance: Instance, deadline: float, timeout: float, result: d
     )
 
 
-def _new_timeline(instance: Instance) -> dict[str, Any]:
+def wait_until_primary(cursor: Any, deadline: float) -> bool:
+    """Whether the server that was asked for it has left recovery before `deadline` (of time.monotonic()); wakes it."""
+    kicked = time.monotonic()
+    while True:
+        cursor.execute(RECOVERING)
+        recovering, waits_for = cursor.fetchone()
+        if not recovering:
+            return True
+        now = time.monotonic()
+        if now > deadline:
+            return False
+        if waits_for == SLEEPS or now > kicked + KICK_EVERY:
+            kicked = now
+            cursor.execute("SELECT pg_catalog.pg_reload_conf()")
+        time.sleep(POLL)
+
+
+def new_timeline(instance: Instance) -> dict[str, Any]:
     """Timelines and fork point from the history file; pg_control names the old timeline until the next checkpoint."""
     connection = connect(instance)
     try:

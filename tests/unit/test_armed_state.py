@@ -33,6 +33,8 @@ def stored(state: str = "armed") -> dict[str, Any]:
         "since": "2026-11-20 14:00:00 UTC",
         "expires": boot_clock() + 60,
         "pid": 42,
+        "receiver": 43,
+        "collected": False,
         "position": "0/3000060",
         "phases": {},
         "proof": None,
@@ -59,7 +61,7 @@ def test_what_is_told(directory):
     assert told is not None
     assert (told["state"], told["alive"], told["pid"]) == ("armed", True, 42)
     assert 59 < told["expires_in"] <= 60
-    assert set(told) == {*stored(), "alive", "expires_in"} - {"expires"}
+    assert set(told) == {*stored(), "alive", "expires_in"} - {"expires", "receiver", "collected"}
 
 
 def test_an_armed_process_that_is_gone_is_dead(directory):

@@ -311,32 +311,41 @@ def test_a_stopped_server_is_refused_without_a_look(monkeypatch):
 class Sleeper(Walsender):
     """A standby whose startup process leaves recovery at its third SIGHUP only."""
 
-    def __init__(self) -> None:
+    def __init__(self, waits_for: str) -> None:
         super().__init__({})
+        self.waits_for = waits_for
         self.asked: list[tuple[str, float]] = []
 
     def execute(self, command):
         self.asked.append((command, time.monotonic()))
         self.answers = {
             "SELECT pg_promote(false)": True,
-            "SELECT pg_is_in_recovery()": self.reloads() < 3,
-            "SELECT pg_reload_conf()": True,
+            promotion.RECOVERING: self.recovering(),
+            "SELECT pg_catalog.pg_reload_conf()": True,
         }
         super().execute(command)
 
+    def recovering(self):
+        return self.reloads() < 3, self.waits_for
+
     def reloads(self):
-        return sum(command == "SELECT pg_reload_conf()" for command, _ in self.asked)
+        return sum("pg_reload_conf" in command for command, _ in self.asked)
+
+    def fetchone(self):
+        row = super().fetchone()
+        return row[0] if isinstance(row[0], tuple) else row
 
 
-def test_a_sleeping_startup_process_is_woken_again_and_again(monkeypatch):
-    server = Sleeper()
+@pytest.mark.parametrize(("waits_for", "at_most"), [(promotion.SLEEPS, 0.1), ("AnotherName", 5)])
+def test_a_sleeping_startup_process_is_woken_again_and_again(monkeypatch, waits_for, at_most):
+    server = Sleeper(waits_for)
     monkeypatch.setattr(promotion, "connect", lambda instance: server)
     promotion._ask_and_wait(INSTANCE, time.monotonic() + 5, 5, {})
     assert server.asked[0][0] == "SELECT pg_promote(false)"
-    kicks = [at - server.asked[0][1] for command, at in server.asked if command == "SELECT pg_reload_conf()"]
+    kicks = [at - server.asked[0][1] for command, at in server.asked if "pg_reload_conf" in command]
     assert len(kicks) == 3
-    assert kicks[0] >= promotion.KICK_FIRST
-    assert kicks[2] >= promotion.KICK_FIRST + 2 * promotion.KICK_EVERY
+    assert kicks[-1] < at_most
+    assert kicks[2] >= 3 * promotion.KICK_EVERY or waits_for == promotion.SLEEPS
     assert server.closed
 
 
