@@ -535,10 +535,9 @@ def test_processes_without_their_postmaster_are_fenced(pair, run_module):
 
 def test_a_damaged_lock_file_does_not_save_a_server(pair, run_module):
     node = pair.primary
-    pid = node.postmaster
     (node.data / "postmaster.pid").write_text("", encoding="utf-8")
     fenced(run_module("pg_server", {**node.params, "state": "fenced"}))
-    assert is_dead(node) and not Path(f"/proc/{pid}").exists()
+    assert is_dead(node)
 
 
 def test_a_fence_that_cannot_be_marked_says_so(pair, run_module):
