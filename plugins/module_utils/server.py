@@ -356,15 +356,27 @@ def _open(where: str, parameters: dict[str, Any], account: str, timeout: float, 
     parameters["options"] = f"-c statement_timeout={math.ceil(statement_timeout * 1000)}"
     parameters["client_encoding"] = "UTF8"
     try:
-        with as_account(account), _account_environment(account):
+        with as_client(account):
             connection = psycopg2.connect(**parameters)
     except (psycopg2.Error, UnicodeDecodeError) as error:  # the latter: a message in the server's own encoding
-        lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith("\t")]
-        reason = re.sub(r"(FATAL|ERROR):\s+", "", "; ".join(lines)) or "no reason given"
-        kind = next((kind for kind, pattern in _KINDS.items() if re.search(pattern, str(error))), "other")
-        raise ConnectFailed(f"cannot connect to {where}: {reason}; {_ADVICE[kind]}", kind) from error
+        raise connect_failed(where, error) from error
     connection.autocommit = True
     return connection
+
+
+def connect_failed(where: str, error: Exception) -> ConnectFailed:
+    """What libpq said of a connection that was not made, with its kind."""
+    lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith("\t")]
+    reason = re.sub(r"(FATAL|ERROR):\s+", "", "; ".join(lines)) or "no reason given"
+    kind = next((kind for kind, pattern in _KINDS.items() if re.search(pattern, str(error))), "other")
+    return ConnectFailed(f"cannot connect to {where}: {reason}; {_ADVICE[kind]}", kind)
+
+
+@contextlib.contextmanager
+def as_client(account: str) -> Iterator[None]:
+    """Inside, libpq finds what it finds for the account (files, environment), and nothing of ours."""
+    with as_account(account), _account_environment(account):
+        yield
 
 
 def _psycopg2() -> Any:
