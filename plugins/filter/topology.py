@@ -12,6 +12,7 @@ from ansible.errors import AnsibleFilterError
 from ansible_collections.hotspare.postgresql.plugins.module_utils.cutover import failover_plan
 from ansible_collections.hotspare.postgresql.plugins.module_utils.lock import this_run
 from ansible_collections.hotspare.postgresql.plugins.module_utils.records import slot_name
+from ansible_collections.hotspare.postgresql.plugins.module_utils.report import cutover_timeline
 from ansible_collections.hotspare.postgresql.plugins.module_utils.status import status_table
 from ansible_collections.hotspare.postgresql.plugins.module_utils.topology import (
     rebuild_plan,
@@ -55,5 +56,6 @@ class FilterModule:
             "status_table": status_table,
             "slot_name": slot_name,
             "this_run": this_run,
+            "cutover_timeline": cutover_timeline,
         }
         return {name: _filter(name, function) for name, function in functions.items()}

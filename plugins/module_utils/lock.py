@@ -75,8 +75,9 @@ def taken_from(found: Mapping[str, Any], token: str, dead: Iterable[str] = ()) -
 def this_run(seen: Mapping[str, Any]) -> dict[str, Any]:
     """Who works here, as the module cluster_lock wants it; the same for every task of the run.
 
-    owner, token, control (host, pid, started, boot_id, namespace), and dead: the tokens of locks in `seen` (what
-    topology() returned) whose run this machine knows to be gone. Asked by a worker that the run forked, it is the run.
+    owner, token, control (host, pid, started, boot_id, namespace); from `seen`, what topology() returned: nodes, those
+    that have a lock to take, and dead, the tokens of locks whose run this machine knows to be gone. Asked by a worker
+    that the run forked, it is the run.
     """
     parent = multiprocessing.parent_process()
     pid = parent.pid if parent is not None and parent.pid is not None else os.getpid()
@@ -86,6 +87,7 @@ def this_run(seen: Mapping[str, Any]) -> dict[str, Any]:
         "owner": f"{os.environ.get('SUDO_USER') or getpass.getuser()}@{host}",
         "token": hashlib.sha256(json.dumps(control, sort_keys=True).encode()).hexdigest()[:16],
         "control": control,
+        "nodes": sorted(name for name, state in seen["nodes"].items() if state.get("reachable") is not False),
         "dead": sorted({lock["token"] for lock in _locks(seen) if alive(lock["control"]) is False}),
     }
 

@@ -41,6 +41,11 @@ options:
         description: The process on the control node - C(host), C(pid), C(started), C(boot_id) and C(namespace).
         type: dict
         required: true
+      nodes:
+        description: Which nodes have a lock to take, for the playbook. Not looked at here.
+        type: list
+        elements: str
+        default: []
       dead:
         description: Tokens of runs of which the control node knows that their process is gone.
         type: list
@@ -135,6 +140,7 @@ def main() -> None:
                     "owner": {"type": "str", "required": True},
                     "token": {"type": "str", "required": True, "no_log": False},  # names a run, opens nothing
                     "control": {"type": "dict", "required": True},
+                    "nodes": {"type": "list", "elements": "str", "default": []},
                     "dead": {"type": "list", "elements": "str", "default": []},
                 },
             },
@@ -164,6 +170,8 @@ def main() -> None:
             result = release(instance.data_directory, run["token"], check_mode=module.check_mode)
     except HotspareError as error:
         module.fail_json(msg=error.message, **error.facts)
+    if result["took_over"]:
+        module.warn(f"{instance.name}: {result['took_over']}, and was taken over")
     module.exit_json(**result)
 
 

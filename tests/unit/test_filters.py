@@ -17,7 +17,7 @@ import pytest
 import yaml
 from ansible.errors import AnsibleFilterError
 from ansible_collections.hotspare.postgresql.plugins.filter import topology as plugin
-from ansible_collections.hotspare.postgresql.plugins.module_utils import cutover, lock, records, status, topology
+from ansible_collections.hotspare.postgresql.plugins.module_utils import cutover, lock, records, report, status, topology
 from ansible_collections.hotspare.postgresql.tests.unit.nodes import UNREACHABLE, answers, primary, standby
 
 FILTERS = plugin.FilterModule().filters()
@@ -30,6 +30,7 @@ FUNCTIONS: dict[str, Any] = {
     "status_table": status.status_table,
     "slot_name": records.slot_name,
     "this_run": lock.this_run,
+    "cutover_timeline": report.cutover_timeline,
 }
 
 

@@ -42,7 +42,7 @@ FLOORS = (
     {"fencing"},  # first: ends what does not stop
     {"serving"},  # first: does what pg_server is asked for
     {"replication"},  # second
-    {"topology", "preflight", "status", "desired", "promotion", "rebuild"},  # third
+    {"topology", "preflight", "report", "status", "desired", "promotion", "rebuild"},  # third
     {"arming", "forced", "rebuild_look"},  # third: promotes on a proof; what a cutover and a rebuild decide on
     {"cutover", "rebuilding"},  # third: decides on it; does what rebuild decided
 )
