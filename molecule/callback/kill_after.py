@@ -4,8 +4,8 @@
 """The control node dies: kills ansible-playbook, its whole process group, right after a task that it was told.
 
 HOTSPARE_KILL_AFTER is the number of the task, counting from 1 those that ran on any host, or "module" or
-"module:state" of one of ours, of which it is the first; 0 only keeps the journal: a line of JSON in the file
-HOTSPARE_JOURNAL for each task that ended, {number, name, module, state}.
+"module:state" of one of ours ("module:" without a state), of which it is the first; 0 only keeps the journal.
+HOTSPARE_JOURNAL is the file for a line of JSON about each task that ended: {number, name, module, state}.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class CallbackModule(CallbackBase):
         step = {"number": self.number, "name": self.task.get_name(), "module": module, "state": state}
         with self.journal.open("a", encoding="utf-8") as file:
             file.write(json.dumps(step) + "\n")
-        if self.last in (str(self.number), module, f"{module}:{state}"):
+        if self.last in (str(self.number), module, f"{module}:{state or ''}"):
             os.killpg(os.getpgrp(), signal.SIGKILL)
 
     def _begins(self, task: Any) -> None:
