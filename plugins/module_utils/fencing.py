@@ -24,7 +24,7 @@ from .server import (
     unit_state,
 )
 from .shell import HotspareError, run, write_durably
-from .stopping import Child, children, send
+from .stopping import Child, children, send, tell_systemd
 
 FAST_SECONDS = 2  # clients are gone in a tenth of it, the rest is for the checkpoint
 IMMEDIATE_SECONDS = 1
@@ -49,10 +49,6 @@ def fence(instance: Instance, *, timeout: float = 60, check_mode: bool = False) 
             with _step(steps, "mark") as step:
                 trouble = _mark(instance)
                 step["detail"] = trouble or "standby.signal was written: no start makes it a primary"
-        if unit is not None and instance.service is not None:
-            with _step(steps, "unit") as step:
-                run(["systemctl", "stop", "--no-block", instance.service], timeout=PROGRAM_SECONDS)
-                step["detail"] = f"systemd was told to stop {instance.service}"
         _end(instance, left, steps)
         with _step(steps, "kill") as step:
             step["detail"] = _kill(instance, time.monotonic() + timeout)
@@ -103,7 +99,7 @@ def _end(instance: Instance, left: list[Child], steps: list[dict[str, Any]]) -> 
         ("immediate", signal.SIGQUIT, IMMEDIATE_SECONDS),
     ):
         postmaster = _postmaster(instance)
-        if postmaster is None or any(child.state in "Tt" for child in left):
+        if postmaster is None or any(child.frozen for child in left):
             return
         with _step(steps, mode) as step:
             send(instance, postmaster, number)
@@ -123,9 +119,10 @@ def _postmaster(instance: Instance) -> int | None:
 
 def _kill(instance: Instance, deadline: float) -> str:
     """SIGKILL to all that is left, until nothing is left and systemd has given up too; what was done."""
-    killed: set[int] = set()
+    killed = set(processes(instance))
     unit = unit_state(instance)
     if unit is not None and instance.service is not None:
+        tell_systemd(instance)
         # The whole control group: also the program that systemd runs for a stop, which waits for the server. It has
         # none when it ended by itself just now.
         run(["systemctl", "kill", "--signal=KILL", instance.service], timeout=PROGRAM_SECONDS, check=False)

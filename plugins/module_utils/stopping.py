@@ -51,21 +51,25 @@ def stop(
     postmaster = process_id(instance)
     requested_at, began = time.clock_gettime(time.CLOCK_REALTIME), time.monotonic()
     if postmaster is not None:
-        # Straight to the postmaster: what systemd runs for a stop costs the clients a third of a second, and a unit
-        # that is still activating it would end by SIGTERM, a smart shutdown, which waits for all clients.
+        # Straight to the postmaster: what systemd runs for a stop costs the clients a third of a second.
         send(instance, postmaster, SIGNALS[mode])
-    if unit is not None and instance.service is not None:
-        run(["systemctl", "stop", "--no-block", instance.service], timeout=PROGRAM_SECONDS)
+    if unit not in (None, "activating"):
+        tell_systemd(instance)
     content, control, escalated, patience = b"", None, False, immediate_after or 0
     while True:
         pid = process_id(instance)
+        if pid is None and unit == "activating":
+            # Not before: systemd ends a unit that is still activating by SIGTERM to every process of it, and the
+            # walsenders would go without having sent the last record.
+            tell_systemd(instance)
+            unit = None
         latest = _pg_control(instance)  # after the process was looked for: without one this is final
         if control is None or latest != content:
             content, control = latest, read_control(instance)
         clean = control.state in CLEAN_STATES
         seconds = time.monotonic() - began
         # A unit that systemd is about to start again, after a crash, has to be given up by systemd too.
-        gone = pid is None and (postmaster is not None or unit_state(instance) is None)
+        gone = pid is None and (postmaster is not None or unit_state(instance) is None) and not processes(instance)
         if gone or (clean and is_stopping(instance) and refuses(instance)):
             ended_at = requested_at + seconds
             if clean:  # then it was the last that it wrote
@@ -87,12 +91,22 @@ def stop(
                 node=summary(instance),
             )
         if immediate_after is not None and not (escalated or clean) and pid is not None and seconds > patience:
-            if waits_for_standbys(children(instance, pid)):
+            holding = children(instance, pid)
+            if waits_for_standbys(holding):
                 patience = seconds + immediate_after  # once they are given up, the server has its own work to do
             else:
                 escalated = True
                 send(instance, pid, SIGNALS["immediate"])
+                for child in holding:
+                    if child.frozen:  # PostgreSQL would wait five more seconds before it does the same
+                        send(instance, child.pid, signal.SIGKILL)
         time.sleep(POLL_SECONDS)
+
+
+def tell_systemd(instance: Instance) -> None:
+    """Have systemd stop the unit too, or it might start the server again; not waited for."""
+    if instance.service is not None:
+        run(["systemctl", "stop", "--no-block", instance.service], timeout=PROGRAM_SECONDS)
 
 
 def send(instance: Instance, pid: int, number: signal.Signals) -> None:
@@ -108,6 +122,10 @@ class Child:
     pid: int
     title: str
     state: str
+
+    @property
+    def frozen(self) -> bool:
+        return self.state in ("T", "t")
 
 
 def children(instance: Instance, postmaster: int | None) -> list[Child]:
@@ -130,7 +148,7 @@ def waits_for_standbys(found: Sequence[Child]) -> bool:
     return (
         any(re.search(r"(?:^|: )walsender ", child.title) for child in found)
         and all(LAST_TO_GO.search(child.title) for child in found)
-        and not any(child.state in "Tt" for child in found)
+        and not any(child.frozen for child in found)
     )
 
 

@@ -322,7 +322,7 @@ fence:
       returned: always
       contains:
         name:
-          description: One of V(mark), V(unit), V(fast), V(immediate), V(kill) and V(verify).
+          description: One of V(mark), V(fast), V(immediate), V(kill) and V(verify).
           type: str
           returned: always
           sample: kill
