@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .conninfo import Upstream, upstream_from_params
+from .peers import Peer
 from .replication import read_state
 from .server import (
     Instance,
@@ -174,12 +175,21 @@ def plan_slots(
     return list(dict.fromkeys(create)), drop, refusals
 
 
-def ensure(instance: Instance, desired: Desired, *, timeout: float = 60, check_mode: bool = False) -> dict[str, Any]:
+def ensure(
+    instance: Instance,
+    desired: Desired,
+    *,
+    timeout: float = 60,
+    check_mode: bool = False,
+    peers: Sequence[Peer] | None = None,
+) -> dict[str, Any]:
     """Bring one node to the desired state; returns what the module pg_replication_state does.
 
-    `timeout` (s) bounds each wait. Check mode makes the same plan and does not wait. HotspareError carries `node`.
+    `timeout` (s) bounds each wait. `peers` are asked what they are, once. Check mode makes the same plan and does not
+    wait. HotspareError carries `node`.
     """
-    state = read_state(instance)
+    state = read_state(instance, peers=peers)
+    answers = state.get("peers")
     upstream = desired.upstream
     files_differ = upstream is not None and state["data"] == "cluster" and upstream_differs(instance, upstream)
     todo = plan(state, desired, prefix=instance.slot_prefix, files_differ=files_differ)
@@ -197,6 +207,7 @@ def ensure(instance: Instance, desired: Desired, *, timeout: float = 60, check_m
         state = read_state(instance)
     if desired.wait_for is not None and not check_mode:
         state = wait_until(instance, desired.wait_for, upstream=upstream, timeout=timeout, state=state)
+    state["peers"] = answers
     result = {"changed": todo.changed, "node": state, "diff": {"before": todo.before, "after": todo.after}}
     if desired.wait_for is not None:
         result["unmet"] = unmet(state, desired.wait_for, upstream)

@@ -75,6 +75,7 @@ def _of_node(state: Mapping[str, Any]) -> Iterator[Problem]:
             "rewind_unfinished",
             f"{left['rewinding']} is being rewound, or was and cannot be used; pg_rebuild goes on from there",
         )
+    yield from _at_work(state)
     if left and left["seeding"]:
         yield info("seeding", f"{left['seeding']} is being copied, or waits for pg_rebuild to go on with it")
     control = state["control"]
@@ -91,6 +92,27 @@ def _of_node(state: Mapping[str, Any]) -> Iterator[Problem]:
         yield warning(
             "free_space",
             f"{state['free_bytes'] >> 20} MiB are free beside {state['data_directory']}, less than {needed >> 20} MiB",
+        )
+
+
+def _at_work(state: Mapping[str, Any]) -> Iterator[Problem]:
+    """Who changes something here, or will."""
+    lock, armed, superseded = state["lock"], state["armed"], state["superseded"]
+    if lock and lock["token"] is None:
+        yield error("lock_unreadable", lock["reason"])
+    elif lock:
+        gone = ", and that run has ended: the next one takes it over" if lock["alive"] is False else ""
+        yield info("locked", f"{lock['owner']} works on it since {lock['since']} ({lock['purpose']}){gone}")
+    if armed and armed["state"] == "unknown":
+        yield error("armed_unreadable", armed["reason"])
+    elif armed and armed["state"] in ("armed", "promoting"):
+        left = f" for another {armed['expires_in']:.0f} s" if armed["expires_in"] > 0 else ""
+        yield info("armed", f"it is armed{left}: it becomes the primary when its primary has stopped cleanly")
+    if superseded and state["role"] != "standby":
+        yield warning(
+            "superseded",
+            f"its guard has seen {superseded['primary']} as primary on timeline {superseded['timeline']}: "
+            "rebuild_standby.yml makes it a standby",
         )
 
 
@@ -143,7 +165,11 @@ def _of_standby(state: Mapping[str, Any]) -> Iterator[Problem]:
 
 def _of_primary(state: Mapping[str, Any]) -> Iterator[Problem]:
     if state["standby_signal"]:
-        yield warning("standby_signal_left", "it is a primary and has standby.signal: restarted, it would be a standby")
+        yield warning(
+            "prepared_primary",
+            "it has standby.signal, as in a cutover that did not end: its next start makes it a standby; run "
+            "failover.yml again to go on, or site.yml to leave it the primary",
+        )
     if state["prepared_transactions"]:
         yield info("prepared_transactions", f"{state['prepared_transactions']} prepared transactions are open")
     archiver = state["archiver"]

@@ -13,14 +13,20 @@ import contextlib
 import glob
 import json
 import os
+import pwd
 import re
 import select
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from .armed_state import read_armed
 from .conninfo import Upstream
 from .controldata import read as read_control
+from .lock import read_lock
+from .peers import ASK_SECONDS as PEER_SECONDS
+from .peers import Peer
+from .peers import ask as ask_peers
 from .problems import config_problems, info, problems, severity_order
 from .problems import error as problem_error
 from .server import (
@@ -69,15 +75,20 @@ SLOT = (
 ARCHIVER = "archived_count last_archived_wal last_archived_time failed_count last_failed_wal last_failed_time".split()
 
 
-def read_state(instance: Instance, *, timeout: float = ASK_SECONDS) -> dict[str, Any]:
+def read_state(
+    instance: Instance, *, timeout: float = ASK_SECONDS, peers: Sequence[Peer] | None = None
+) -> dict[str, Any]:
     """The record of one node; see RETURN of the module pg_replication_state for its fields and units.
 
     A server that is down, starting, frozen or absent is no error: `role` and `reason` say so. `timeout` (s) bounds the
-    connection and the answer together.
+    connection and the answer together. `peers` are asked first, all at once and within two seconds.
     """
     state = _blank(instance)
     directory = os.path.realpath(instance.data_directory)
-    state.update(_machine(directory), rebuild=_rebuild(directory))
+    state.update(_machine(directory), rebuild=_rebuild(directory), **_at_work(directory))
+    if peers is not None:
+        # First, so that what the node itself says is the younger.
+        state["peers"] = ask_peers(peers, instance.account, PEER_SECONDS)
     extra: list[dict[str, Any]] = []
     try:
         state["data"] = data_directory_kind(instance)
@@ -145,6 +156,14 @@ def _blank(instance: Instance) -> dict[str, Any]:
         "upstream": None,
         "tablespaces": None,
         "rebuild": None,
+        "lock": None,
+        "armed": None,
+        "superseded": None,
+        "peers": None,
+        "synchronous_standby_names": None,
+        "data_owner": None,
+        "auto_conf_owner": None,
+        "wal_free_bytes": None,
         "machine_id": None,
         "boot_id": None,
         "free_bytes": None,
@@ -163,6 +182,34 @@ def _machine(directory: str) -> dict[str, Any]:
         "free_bytes": _free_bytes(os.path.dirname(directory)),
         "installed_versions": installed_versions(),
     }
+
+
+def _at_work(directory: str) -> dict[str, Any]:
+    """Who works on the cluster, and whether a process waits to promote this node; what is not known says why."""
+    found: dict[str, Any] = {}
+    try:
+        found["lock"] = read_lock(directory)
+    except HotspareError as error:
+        control = dict.fromkeys(("host", "pid", "started", "boot_id", "namespace"))
+        blank = dict.fromkeys(("owner", "purpose", "since", "token", "expires_in", "alive", "path"))
+        found["lock"] = {**blank, "control": control, "reason": error.message}
+    try:
+        found["armed"] = read_armed(directory)
+    except HotspareError as error:
+        blank = dict.fromkeys(("alive", "since", "expires_in", "pid", "position", "phases", "proof", "at"))
+        found["armed"] = {**blank, "state": "unknown", "reason": error.message}
+    return found
+
+
+def _owner(path: str) -> str | None:
+    try:
+        uid = os.stat(path).st_uid
+    except OSError:
+        return None
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
 
 
 def _content(path: str) -> str | None:
@@ -207,6 +254,12 @@ def _read_directory(instance: Instance, state: dict[str, Any], extra: list[dict[
         state["backup_label"] = _exists(instance.path("backup_label"))
     except OSError as error:
         raise _Unknown(f"cannot read {directory}: {error.strerror}; run as root or {instance.account}") from error
+    state.update(
+        data_owner=_owner(directory),
+        auto_conf_owner=_owner(instance.path("postgresql.auto.conf")),
+        # Through a symbolic link, when the WAL has a disk of its own.
+        wal_free_bytes=_free_bytes(os.path.realpath(instance.path("pg_wal"))),
+    )
     try:
         control = read_control(instance.bin_directory, directory, instance.account)
     except HotspareError as error:
@@ -270,6 +323,7 @@ def _configured(instance: Instance, state: dict[str, Any], extra: list[dict[str,
     try:
         conninfo = effective_setting(instance, "primary_conninfo")
         slot = effective_setting(instance, "primary_slot_name")
+        state["synchronous_standby_names"] = effective_setting(instance, "synchronous_standby_names")
     except HotspareError as error:
         extra.append(problem_error("config_error", error.message))
         return
@@ -480,6 +534,7 @@ def running_record(
         "oldest_transaction_seconds": _seconds(raw["clients"]["oldest"]),
         "running_backups": [_backup(row) for row in raw["backups"] or []],
         "tablespaces": raw["tablespaces"] or [],
+        "synchronous_standby_names": settings["synchronous_standby_names"]["value"],
     }
 
 

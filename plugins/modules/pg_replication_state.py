@@ -69,6 +69,34 @@ options:
       - One that has lost its WAL or never kept any is made anew if nobody uses it. One in use is never dropped.
     type: list
     elements: str
+  peers:
+    description:
+      - Other nodes that this one is to ask, over a real replication connection each, what they are (RV(node.peers)).
+      - So it is seen whether C(pg_hba.conf), the password and the network let it follow them, or whether another node
+        still answers as a primary.
+      - They are asked all at once, and given 2 seconds together. One that does not answer is no failure.
+    type: list
+    elements: dict
+    suboptions:
+      name:
+        description: What the other node is called.
+        type: str
+        required: true
+      host:
+        description: Its host name or address.
+        type: str
+        required: true
+        aliases: [address]
+      port:
+        description: Its port.
+        type: int
+        default: 5432
+      user:
+        description: The role to log in as, with the attribute REPLICATION.
+        type: str
+      passfile:
+        description: A password file of mode 0600 on this node that O(account) can read.
+        type: path
   wait_for:
     description:
       - Wait until all of this holds. What is not known does not hold.
@@ -119,6 +147,18 @@ EXAMPLES = r"""
   hotspare.postgresql.pg_replication_state:
     data_directory: /var/lib/postgresql/17/main
     config_file: /etc/postgresql/17/main/postgresql.conf
+  become: true
+  register: answer
+
+- name: See whether this node could follow db2
+  hotspare.postgresql.pg_replication_state:
+    data_directory: /var/lib/postgresql/17/main
+    config_file: /etc/postgresql/17/main/postgresql.conf
+    peers:
+      - name: db2
+        host: db2.example.org
+        user: replicator
+        passfile: /var/lib/postgresql/.hotspare-main.pgpass
   become: true
   register: answer
 
@@ -502,6 +542,86 @@ node:
       type: dict
       returned: always
       sample: null
+    lock:
+      description:
+        - Who works on the cluster from where, as M(hotspare.postgresql.cluster_lock) has noted it on this node, with
+          C(expires_in) in seconds (negative when it is over) and C(alive), whether that run still runs, V(null) unless
+          this machine is where it runs. V(null) if nobody does.
+        - A lock that cannot be read has no C(token), but a C(reason).
+      type: dict
+      returned: always
+      sample:
+        owner: alice@control
+        purpose: failover to db2
+        since: "2026-11-20 10:43:58 UTC"
+        token: 8b9d6ab4a3a5d6e1
+        control:
+          host: control
+          pid: 4711
+          started: 123456
+          boot_id: e6ddf9c8-b3c2-4ca0-a18c-b3feca9f6253
+          namespace: pid:[4026531836]
+        expires_in: 588.2
+        alive: null
+        path: /run/lock/hotspare-0123456789abcdef.operation.json
+    armed:
+      description:
+        - What the process of M(hotspare.postgresql.pg_promote) says that waits for the primary's last record. V(null) if
+          there was none since the boot.
+        - C(state) is V(armed), V(promoting), V(promoted), V(disarmed), V(expired), V(refused), V(dead) when its process
+          is gone, or V(unknown); C(reason) says why. C(expires_in) is in seconds, C(position) is where it was armed,
+          C(proof) the record that it found, C(phases) are seconds after the end of the stream, and C(at) seconds since
+          the epoch.
+      type: dict
+      returned: always
+      sample: null
+    superseded:
+      description:
+        - What the guard has noted when it refused to start this node, the C(primary) it saw and its C(timeline).
+          V(null) if there is no such note.
+      type: dict
+      returned: always
+      sample: null
+    peers:
+      description:
+        - What each node of O(peers) said, C(answer) being V(primary) or V(standby), V(refused) when its host says that
+          nobody listens, V(silent) when nothing came in time or there is no way there, V(auth) when C(pg_hba.conf) or
+          the password does not let us in, and V(unknown) for all else. C(detail) says more.
+        - C(system_identifier) and C(timeline) are V(null) unless it answered. C(seconds) is how long it took.
+        - V(null) if none were to be asked.
+      type: list
+      elements: dict
+      returned: always
+      sample:
+        - name: db2
+          host: db2.example.org
+          port: 5432
+          answer: standby
+          detail: it answers as a standby
+          system_identifier: "7571430498017318938"
+          timeline: 1
+          seconds: 0.011
+    synchronous_standby_names:
+      description:
+        - For which standbys its commits wait when it is the primary; of a stopped server what its files say.
+      type: str
+      returned: always
+      sample: ""
+    data_owner:
+      description: The account to which the data directory belongs.
+      type: str
+      returned: always
+      sample: postgres
+    auto_conf_owner:
+      description: The account to which C(postgresql.auto.conf) belongs.
+      type: str
+      returned: always
+      sample: postgres
+    wal_free_bytes:
+      description: Free space in bytes for WAL.
+      type: int
+      returned: always
+      sample: 81328517120
     machine_id:
       description: The content of C(/etc/machine-id).
       type: str
@@ -539,6 +659,7 @@ node:
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.hotspare.postgresql.plugins.module_utils.desired import desired_from_params, ensure
+from ansible_collections.hotspare.postgresql.plugins.module_utils.peers import peers_from_params
 from ansible_collections.hotspare.postgresql.plugins.module_utils.server import NODE_ARGUMENTS, instance_from_params
 from ansible_collections.hotspare.postgresql.plugins.module_utils.shell import HotspareError
 
@@ -562,6 +683,17 @@ def main() -> None:
                 ),
             ),
             slots=dict(type="list", elements="str"),
+            peers=dict(
+                type="list",
+                elements="dict",
+                options=dict(
+                    name=dict(type="str", required=True),
+                    host=dict(type="str", required=True, aliases=["address"]),
+                    port=dict(type="int", default=5432),
+                    user=dict(type="str"),
+                    passfile=dict(type="path"),
+                ),
+            ),
             wait_for=dict(
                 type="dict",
                 options=dict(
@@ -582,6 +714,7 @@ def main() -> None:
             desired_from_params(module.params),
             timeout=module.params["timeout"],
             check_mode=module.check_mode,
+            peers=peers_from_params(module.params["peers"]),
         )
     except HotspareError as error:
         module.fail_json(msg=error.message, **error.facts)

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible_collections.hotspare.postgresql.plugins.module_utils import lock
 from ansible_collections.hotspare.postgresql.plugins.module_utils.replication import read_state
 from ansible_collections.hotspare.postgresql.plugins.module_utils.shell import as_account
 
-from .conftest import ACCOUNT, Lab, Node, Pair, eventually, execute
+from .conftest import ACCOUNT, PASSWORD, Lab, Node, Pair, eventually, execute
 
 MODULE = "pg_replication_state"
 
@@ -581,3 +582,124 @@ def test_a_name_that_libpq_must_quote_survives(pair: Pair, run_module):
     assert not result.get("failed"), result
     assert result["node"]["upstream"]["passfile"] == str(odd)
     eventually(pair.streams)
+
+
+# --- what a node sees of the others
+
+
+def peer(node: Node, **changes: Any) -> dict[str, Any]:
+    """The option `peers` for another node."""
+    return {"name": node.instance.name, **node.address, **changes}
+
+
+def answers(state: dict[str, Any]) -> dict[str, str]:
+    return {seen["name"]: seen["answer"] for seen in state["peers"]}
+
+
+def test_peers_see_what_the_others_are(pair: Pair, four_steps):
+    """Several at once, in check mode too, and beside what else is asked for."""
+    one, two = pair.primary, pair.standby
+    gone = peer(one, name="gone", port=1)
+    stranger = peer(one, name="stranger", user="nobody")
+    asked = {**one.params, "slots": ["hotspare_db_two", "hotspare_x"], "peers": [peer(two), peer(one), gone, stranger]}
+    results = four_steps(MODULE, asked, lambda: slots_of(one))
+    for state in (result["node"] for result in results):
+        assert answers(state) == {"db-two": "standby", "db-one": "primary", "gone": "refused", "stranger": "auth"}
+        assert state["role"] == "primary", "its own state is not touched by what others say"
+    seen = state["peers"][0]
+    assert (seen["system_identifier"], seen["timeline"]) == (state["system_identifier"], 1)
+    assert seen["seconds"] < 2 and (seen["host"], seen["port"]) == ("127.0.0.1", two.instance.port)
+    assert "Connection refused" in state["peers"][2]["detail"] and "pg_hba.conf" in state["peers"][3]["detail"]
+    assert PASSWORD not in json.dumps(results, ensure_ascii=False)
+
+
+def test_peers_see_a_standby_and_the_way_back(pair: Pair, ask):
+    one, two = pair.primary, pair.standby
+    assert answers(ask(one, peers=[peer(two)])) == {"db-two": "standby"}
+    # F16: the password of the way back is wrong, or pg_hba.conf there has no line for it.
+    empty = pair.primary.data.parent / "empty"
+    empty.touch(mode=0o600)
+    shutil.chown(empty, ACCOUNT, ACCOUNT)
+    state = ask(one, peers=[peer(two, passfile=str(empty))])
+    assert answers(state) == {"db-two": "auth"} and "password" in state["peers"][0]["detail"]
+    hba = Path(str(two.instance.config_file)).with_name("pg_hba.conf")
+    hba.write_text("local all all peer\n")
+    two.sql("SELECT pg_reload_conf()")
+    eventually(lambda: answers(ask(one, peers=[peer(two)])) == {"db-two": "auth"})
+    # A default that makes transactions read-only makes no standby of a primary.
+    one.sql("ALTER SYSTEM SET default_transaction_read_only = on; SELECT pg_reload_conf()")
+    eventually(lambda: answers(ask(two, peers=[peer(one)])) == {"db-one": "primary"})
+
+
+def test_peers_that_hang_are_silent_together(pair: Pair, ask):
+    """A frozen server takes connections and says nothing: all such are waited for at once."""
+    one, two = pair.primary, pair.standby
+    one.freeze()
+    began = time.monotonic()
+    try:
+        state = ask(two, peers=[peer(one, name=name) for name in ("a", "b", "c", "d")] + [peer(two)])
+    finally:
+        one.thaw()
+    assert answers(state) == {**dict.fromkeys("abcd", "silent"), "db-two": "standby"}
+    assert {seen["seconds"] for seen in state["peers"][:4]} == {2.0}
+    assert time.monotonic() - began < 6
+
+
+def test_a_stopped_node_asks_as_well(pair: Pair, ask):
+    pair.primary.stop()
+    state = ask(pair.primary, peers=[peer(pair.standby)])
+    assert (state["role"], answers(state)) == ("stopped", {"db-two": "standby"})
+    assert ask(pair.standby, peers=[peer(pair.primary)])["peers"][0]["answer"] == "refused"
+    assert ask(pair.standby)["peers"] is None and ask(pair.standby, peers=[])["peers"] == []
+
+
+def test_who_is_at_work_and_whose_files(pair: Pair, ask, lab: Lab):
+    state = ask(pair.primary)
+    assert (state["lock"], state["armed"], state["superseded"]) == (None, None, None)
+    assert state["data_owner"] == state["auto_conf_owner"] == ACCOUNT
+    assert state["wal_free_bytes"] > 0
+    shutil.chown(pair.primary.data / "postgresql.auto.conf", "root")
+    assert ask(pair.primary)["auto_conf_owner"] == "root"
+    run = {"owner": "alice@control", "token": "t", "control": lock.this_run({"nodes": {}})["control"]}
+    directory = str(pair.primary.data)
+    lock.hold(directory, "db-one", run, purpose="failover", seconds=60)
+    path = Path(lock._path(directory, "operation.json"))
+    try:
+        state = ask(pair.primary)
+        assert (state["lock"]["owner"], state["lock"]["alive"]) == ("alice@control", True)
+        assert "alice@control works on it" in detail(state, "locked")
+        path.write_text("{")
+        state = ask(pair.primary)
+        assert state["lock"]["token"] is None and "not one of ours" in detail(state, "lock_unreadable")
+    finally:
+        path.unlink()
+        Path(lock._path(directory, "operation.lock")).unlink()
+
+
+def test_wal_on_a_disk_of_its_own(lab: Lab, ask):
+    """F31: pg_wal is a symbolic link; the space there counts."""
+    node = lab.node("db-one")
+    other = Path("/dev/shm") / f"{lab.directory.name}-wal"
+    shutil.copytree(node.data / "pg_wal", other)
+    execute("rm", "-r", str(node.data / "pg_wal"))
+    (node.data / "pg_wal").symlink_to(other)
+    try:
+        there = os.statvfs(other)
+        assert ask(node)["wal_free_bytes"] == pytest.approx(there.f_bavail * there.f_frsize, rel=0.1)
+    finally:
+        shutil.rmtree(other)
+
+
+def test_for_whom_commits_waited_is_told_by_a_stopped_node(pair: Pair, ask):
+    pair.primary.sql("ALTER SYSTEM SET synchronous_standby_names = 'FIRST 1 (\"db-two\")'; SELECT pg_reload_conf()")
+    eventually(lambda: ask(pair.primary)["synchronous_standby_names"] == 'FIRST 1 ("db-two")')
+    pair.primary.crash()
+    state = ask(pair.primary)
+    assert (state["role"], state["synchronous_standby_names"]) == ("stopped", 'FIRST 1 ("db-two")')
+    assert ask(pair.standby)["synchronous_standby_names"] == ""
+
+
+def test_a_prepared_primary_is_told(pair: Pair, ask):
+    (pair.primary.data / "standby.signal").touch()
+    state = ask(pair.primary)
+    assert state["role"] == "primary" and "site.yml" in detail(state, "prepared_primary")

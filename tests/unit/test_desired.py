@@ -250,7 +250,7 @@ def test_options():
 def node(monkeypatch):
     """A node whose effects are only noted."""
     done: list[str] = []
-    monkeypatch.setattr(desired, "read_state", lambda instance: standby())
+    monkeypatch.setattr(desired, "read_state", lambda instance, peers=None: standby())
     monkeypatch.setattr(desired, "upstream_differs", lambda *args: True)
     for name in ("_write_upstream", "change_slots"):
         monkeypatch.setattr(desired, name, lambda *args, name=name, **kwargs: done.append(name))

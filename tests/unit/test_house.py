@@ -38,13 +38,15 @@ FLOORS = (
     {"asked", "wal", "shell", "problems"},  # ground
     {"armed_state", "conninfo", "controldata", "lock", "records"},  # ground: what needs a word of the line above
     {"server"},  # first
-    {"archive_status", "demotion", "stopping"},  # first: what needs a word of the line above
+    {"archive_status", "demotion", "peers", "stale_slots", "stopping"},  # first: what needs a word of the line above
     {"fencing"},  # first: ends what does not stop
     {"serving"},  # first: does what pg_server is asked for
     {"replication"},  # second
     {"topology", "preflight", "report", "status", "desired", "promotion", "rebuild"},  # third
     {"arming", "forced", "rebuild_look"},  # third: promotes on a proof; what a cutover and a rebuild decide on
-    {"cutover", "rebuilding"},  # third: decides on it; does what rebuild decided
+    {"cutover", "rebuild_files"},  # third: decides on it; what a rebuild works with
+    {"rebuild_rewind"},  # third: one method of a rebuild
+    {"rebuilding"},  # third: does what rebuild decided
 )
 FLOOR = {name: height for height, names in enumerate(FLOORS) for name in names}
 

@@ -39,6 +39,9 @@ def node(role: str, **changes: Any) -> dict[str, Any]:
         "data_directory": "/pg",
         "major_version": 15,
         "rebuild": None,
+        "lock": None,
+        "armed": None,
+        "superseded": None,
         "control": {"data_checksums": 1, "wal_log_hints": True, "state": "shut down"},
         "free_bytes": 1 << 40,
         "standby_signal": role != "primary",
@@ -71,6 +74,10 @@ def node(role: str, **changes: Any) -> dict[str, Any]:
     return state
 
 
+LOCK = {"owner": "a@b", "since": "now", "purpose": "failover to db2", "token": "t", "alive": None, "reason": None}
+ARMED = {"state": "armed", "expires_in": 9.0, "reason": None}
+
+
 @pytest.mark.parametrize("role", ["primary", "standby", "stopped", "absent"])
 def test_a_healthy_node_has_none(role: str):
     assert problems(node(role)) == []
@@ -93,6 +100,12 @@ SEEDING = {"seeding": "/pg.seeding", "rewinding": None}
         ("absent", {"rebuild": SEEDING}, "seeding", "info"),
         ("absent", {"rebuild": {"seeding": None, "rewinding": "/pg.rewinding"}}, "rewind_unfinished", "error"),
         ("stopped", {"control__data_checksums": 0}, "no_checksums", "warning"),
+        ("primary", {"lock": LOCK}, "locked", "info"),
+        ("standby", {"lock": {**LOCK, "token": None, "reason": "EIO"}}, "lock_unreadable", "error"),
+        ("standby", {"armed": ARMED}, "armed", "info"),
+        ("standby", {"armed": {**ARMED, "state": "promoting", "expires_in": -1.0}}, "armed", "info"),
+        ("standby", {"armed": {**ARMED, "state": "unknown", "reason": "EIO"}}, "armed_unreadable", "error"),
+        ("stopped", {"superseded": {"primary": "db2", "timeline": 2}}, "superseded", "warning"),
         ("primary", {"free_bytes": 1 << 20}, "free_space", "warning"),
         ("primary", {"free_bytes": 2 << 30, "settings__max_wal_size__value": "4096"}, "free_space", "warning"),
         ("stopped", {"control__state": "in production"}, "stopped_unclean", "warning"),
@@ -107,7 +120,7 @@ SEEDING = {"seeding": "/pg.seeding", "rewinding": None}
         ("standby", {"replay__paused": True}, "replay_paused", "warning"),
         ("standby", {"replay__min_apply_delay_ms": 5}, "apply_delay", "warning"),
         ("standby", {"settings__recovery_target_timeline__value": "current"}, "timeline_fixed", "warning"),
-        ("primary", {"standby_signal": True}, "standby_signal_left", "warning"),
+        ("primary", {"standby_signal": True}, "prepared_primary", "warning"),
         ("primary", {"prepared_transactions": 2}, "prepared_transactions", "info"),
         ("primary", {"archiver__command_set": False}, "archiver_failing", "warning"),
         ("primary", {"archiver__last_failed_time": FAILED}, "archiver_failing", "error"),
