@@ -52,7 +52,8 @@ class Peer:
 
 def peers_from_params(params: Sequence[Mapping[str, Any]] | None) -> list[Peer] | None:
     """From the option `peers` of the module pg_replication_state; None when it is not given."""
-    return None if params is None else [Peer(**given) for given in params]
+    names = ("name", "host", "port", "user", "passfile")  # Ansible leaves the alias of one beside it
+    return None if params is None else [Peer(**{name: given[name] for name in names}) for given in params]
 
 
 def ask(peers: Sequence[Peer], account: str, timeout: float = ASK_SECONDS) -> list[dict[str, Any]]:

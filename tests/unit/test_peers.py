@@ -51,7 +51,7 @@ def test_options_of_the_module() -> None:
     assert peers_from_params(None) is None
     assert peers_from_params([]) == []
     assert peers_from_params(
-        [{"name": "db2", "host": "192.0.2.2", "port": 5433, "user": "replicator", "passfile": "/pass"}]
+        [{"name": "db2", "host": "192.0.2.2", "port": 5433, "user": "replicator", "passfile": "/pass", "address": "x"}]
     ) == [DB2]
 
 
