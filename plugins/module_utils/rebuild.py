@@ -1,21 +1,23 @@
 # Copyright: (c) 2026, hotspare contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""How a node becomes a standby of a primary: which way, why, and what forbids it. Pure; the acts are in rebuild_steps.
+"""How a node becomes a standby of a primary: which way, why, and what forbids it. Pure; the acts are in rebuilding.
 
 Manual: "pg_rewind", "pg_basebackup", "Streaming Replication Protocol" (IDENTIFY_SYSTEM, TIMELINE_HISTORY), "Timelines".
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Optional
 
 from .controldata import ControlData
 from .wal import LSN_END, HistoryEntry, fork_point, format_lsn
 
-METHODS = ("auto", "follow", "rewind", "basebackup")
+# The ladder, from the least to the most that a node loses; a ZFS snapshot of the primary belongs before the last.
+RUNGS = ("follow", "rewind", "basebackup")
+METHODS = ("auto", *RUNGS)
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,9 @@ class Local:
     role: str  # as in the record of a node: primary, standby, stopped, absent, unknown
     data: Optional[str]  # absent, empty, cluster, foreign
     reason: Optional[str] = None
+    calls_itself: Optional[str] = None  # its application_name as a standby, by the upstream that it has now
+    uses_slot: Optional[str] = None  # by the upstream that it has now
+    stale_slots: Sequence[Mapping[str, Optional[str]]] = ()  # name and database, of its time as the primary
     following: bool = False  # streams from the primary as wished, nothing to do
     configured: bool = False  # runs as a standby with the upstream that is wished
     major_version: Optional[int] = None  # of the data directory
@@ -73,6 +78,7 @@ class Source:
 
     where: str
     error: Optional[str] = None  # it could not be asked
+    addresses: Sequence[str] = ()  # that its name stands for, when it is more than one of a kind
     in_recovery: Optional[bool] = None
     is_this_node: bool = False
     system_identifier: Optional[str] = None
@@ -83,8 +89,9 @@ class Source:
     major_version: Optional[int] = None
     full_page_writes: Optional[bool] = None
     may_rewind: Optional[bool] = None  # the account may read the primary's files
-    oldest_wal: Optional[int] = None  # first byte of the oldest segment it has
+    oldest_wal: Optional[int] = None  # first byte of the oldest segment from which on it has all
     slot: Optional[dict[str, Any]] = None  # type, active, restart_lsn, wal_status
+    failover_slots: Sequence[str] = ()  # names of the logical ones that are to be synchronised (17+)
     started: Optional[str] = None  # its postmaster, to the microsecond
     streaming: Sequence[str] = ()  # application names of the standbys that stream from it
     tablespaces: Sequence[str] = ()  # their locations
@@ -100,15 +107,40 @@ class Wish:
     method: str = "auto"
     confirm: Optional[str] = None
     system_identifier: Optional[str] = None
+    application_name: Optional[str] = None
+    waive_backup: bool = False
 
 
 @dataclass(frozen=True)
 class Decision:
-    """method: none, follow, rewind, basebackup or refuse; `diverged_at`: the LSN where the histories part."""
+    """method: none, follow, rewind, basebackup or refuse; `diverged_at`: the LSN where the histories part.
+
+    `skipped`: why each rung of the ladder before `method` is not taken.
+    """
 
     method: str
     reason: str
     diverged_at: Optional[int] = None
+    skipped: Mapping[str, str] = field(default_factory=dict)
+
+
+def ladder(decision: Decision) -> list[dict[str, Any]]:
+    """Each rung with `chosen` and the reason why it is taken, or why it is not."""
+    found = []
+    for method in RUNGS:
+        chosen, reason = method == decision.method, decision.reason
+        if decision.method in RUNGS and not chosen:
+            later = RUNGS.index(method) > RUNGS.index(decision.method)
+            reason = f"not needed: {decision.method} is right" if later else decision.skipped[method]
+        elif decision.method == "none":
+            reason = f"not needed: {decision.reason}"
+        found.append({"method": method, "chosen": chosen, "reason": reason})
+    return found
+
+
+def by_copy(reason: str, at: Optional[int] = None, *, follow: str = "", rewind: str = "") -> Decision:
+    """A base backup, and why nothing less does; without words of their own `reason` holds for the other rungs too."""
+    return Decision("basebackup", reason, at, {"follow": follow or reason, "rewind": rewind or reason})
 
 
 def position(control: ControlData, held: Optional[int] = None, replayed: Optional[int] = None) -> Position:
@@ -153,22 +185,24 @@ def choose_method(local: Local, source: Source, wanted: str = "auto") -> Decisio
     if wanted in ("auto", natural.method):
         return natural
     if wanted == "basebackup":
-        return Decision("basebackup", f"a base backup is asked for ({natural.reason})", natural.diverged_at)
+        less = {**natural.skipped, natural.method: f"possible, but not asked for: {natural.reason}"}
+        if natural.method == "follow":
+            less["rewind"] = "not needed: nothing diverged"
+        reason = f"a base backup is asked for ({natural.reason})"
+        return by_copy(reason, natural.diverged_at, follow=less.get("follow", ""), rewind=less.get("rewind", ""))
     return Decision("refuse", f"{wanted} is asked for and is not possible: {natural.reason}", natural.diverged_at)
 
 
 def _natural(local: Local, source: Source) -> Decision:
     if local.seed == "complete":
-        return Decision("basebackup", "the base backup of an interrupted run is complete and is put in place")
+        return by_copy("the base backup of an interrupted run is complete and is put in place")
     if local.data in ("absent", "empty"):
         left = " but what an interrupted pg_rewind left, which is not usable" if local.rewinding else ""
-        return Decision("basebackup", f"there is no data{left}")
+        return by_copy(f"there is no data{left}")
     if local.seed == "placed":
         return Decision("follow", "the base backup of an interrupted run is in place and is started")
     if local.backup_label and local.role == "stopped":
-        return Decision(
-            "basebackup", "backup_label shows a copy that was never recovered, and how far it goes is not known"
-        )
+        return by_copy("backup_label shows a copy that was never recovered, and how far it goes is not known")
     here, there = local.position, source.timeline
     if here is None or there is None or source.history is None or source.flush_lsn is None:
         return Decision("refuse", "how the node and the primary are related is not known")
@@ -212,10 +246,10 @@ def _one_timeline(local: Local, here: Position, source: Source, flushed: int) ->
 def _follow(local: Local, here: Position, source: Source, reason: str) -> Decision:
     known = {source.timeline, *(entry.timeline for entry in source.history or ())}
     if local.newest_timeline > here.timeline and local.newest_timeline not in known:
-        return Decision(
-            "basebackup",
+        return by_copy(
             f"its pg_wal has the history of timeline {local.newest_timeline}, which the primary does not know and the "
             "node would follow",
+            rewind="nothing that it has replayed diverged",
         )
     if (
         source.oldest_wal is not None
@@ -223,10 +257,10 @@ def _follow(local: Local, here: Position, source: Source, reason: str) -> Decisi
         and here.lsn < source.oldest_wal
         and not local.restore_command
     ):
-        return Decision(
-            "basebackup",
+        return by_copy(
             f"it needs WAL from {format_lsn(here.lsn)} on, the oldest that the primary still has begins at "
             f"{format_lsn(source.oldest_wal)}, and there is no restore_command",
+            rewind="nothing diverged, and a rewind would not bring the WAL that it needs",
         )
     return Decision("follow", reason)
 
@@ -243,8 +277,9 @@ def _diverged(local: Local, here: Position, source: Source, there: int, fork: Op
     )
     obstacle = rewind_obstacle(local, here, source, common)
     if obstacle:
-        return Decision("basebackup", f"{reason}; pg_rewind is not possible: {obstacle}", at)
-    return Decision("rewind", reason, at)
+        whole = f"{reason}; pg_rewind is not possible: {obstacle}"
+        return by_copy(whole, at, follow=f"not possible: {reason}", rewind=f"not possible: {obstacle}")
+    return Decision("rewind", reason, at, {"follow": f"not possible: {reason}"})
 
 
 def rewind_obstacle(local: Local, here: Position, source: Source, common: Optional[tuple[int, int]]) -> Optional[str]:
@@ -266,15 +301,43 @@ def rewind_obstacle(local: Local, here: Position, source: Source, common: Option
         return "the replication account may not execute pg_ls_dir, pg_stat_file and pg_read_binary_file on the primary"
     if here.kind == "standby" and (here.replayed or 0) <= common[1]:
         return "what diverged is not replayed yet, which pg_rewind does not look at"
+    if source.oldest_wal is not None and source.oldest_wal > common[1] and not local.restore_command:
+        # A rewound node replays all since the fork. Without this it would start, and wait for that WAL for ever.
+        return (
+            f"the node would then need the primary's WAL from {format_lsn(common[1])} on, the oldest that it still has"
+            f" begins at {format_lsn(source.oldest_wal)}, and there is no restore_command"
+        )
     return None
 
 
+def report(local: Local, source: Source) -> list[str]:
+    """Both servers in a line each, to be read before anything is done."""
+    here = local.position
+    words = [f"{local.name}: {local.role}, data {local.data} in {local.real_directory}"]
+    if here is not None:
+        reach = "an unknown position" if here.lsn is None else format_lsn(here.lsn)
+        words.append(f"timeline {here.timeline} up to {reach}")
+    words.append(f"{_mb(local.free_bytes)} free beside it")
+    if source.error is not None:
+        return [", ".join(words), f"{source.where}: {source.error}"]
+    role = {True: "standby", False: "primary", None: "unknown"}[source.in_recovery]
+    theirs = [f"{source.where}: {role}, system {source.system_identifier}", f"timeline {source.timeline}"]
+    if source.flush_lsn is not None:
+        theirs[-1] += f" up to {format_lsn(source.flush_lsn)}"
+    if source.size_bytes is not None:
+        theirs.append(f"{_mb(source.size_bytes)} in its databases")
+    return [", ".join(words), ", ".join(theirs)]
+
+
 def guards(local: Local, source: Source, wish: Wish, decision: Decision) -> list[dict[str, Any]]:
-    """All that must hold before a node is touched, at once: `{name, ok, detail}`; what is not known is not ok."""
+    """What is looked at before a node is touched, at once: `{name, ok, hard, detail}`; what is not known is not ok.
+
+    All that are hard must hold.
+    """
     found: list[dict[str, Any]] = []
 
-    def check(name: str, ok: bool, good: str, bad: str) -> None:
-        found.append({"name": name, "ok": ok, "detail": good if ok else bad})
+    def check(name: str, ok: bool, good: str, bad: str, hard: bool = True) -> None:
+        found.append({"name": name, "ok": ok, "hard": hard, "detail": good if ok else bad})
 
     _guard_source(local, source, wish, check)
     if decision.method == "none":
@@ -303,6 +366,13 @@ def _guard_source(local: Local, source: Source, wish: Wish, check: Any) -> None:
     check("source_answers", source.error is None, f"{source.where} answers", f"{source.error}")
     if source.error is not None:
         return
+    check(
+        "source_direct",
+        not source.addresses,
+        f"{source.where} is one server",
+        f"{source.where} stands for {', '.join(source.addresses)}, so which server it is next time nobody knows: name"
+        " one address",
+    )
     check(
         "source_primary",
         source.in_recovery is False,
@@ -352,6 +422,14 @@ def _guard_node(local: Local, wish: Wish, decision: Decision, check: Any) -> Non
         f"{local.name} is {local.role}",
         f"the state of {local.name} is not known: {local.reason or 'no reason given'}",
     )
+    mine = (None, wish.application_name or local.name)
+    check(
+        "identity",
+        local.calls_itself in mine or local.uses_slot in (None, wish.slot),
+        f"it is {local.name} by its own configuration" if local.calls_itself else "its configuration names no other",
+        f"{local.real_directory} calls itself {local.calls_itself} and uses slot {local.uses_slot}: this is another"
+        f" node than {local.name}, see the address of {local.name} in the inventory",
+    )
     check("node_not_primary", local.role != "primary", f"{local.name} is no primary", f"{local.name} runs as a primary")
     check(
         "processes",
@@ -380,6 +458,14 @@ def _guard_node(local: Local, wish: Wish, decision: Decision, check: Any) -> Non
             wish.confirm == local.name,
             f"{local.name} is confirmed",
             f"{local.real_directory} holds data: confirm must be {local.name}, it is {wish.confirm or 'not given'}",
+        )
+        check(
+            "backup",
+            wish.waive_backup,
+            "a backup is vouched for, or done without (waive_backup)",
+            "nobody vouches for a recent and verified backup: what the node holds is kept, but see that there is one,"
+            " and say waive_backup",
+            hard=False,
         )
     check(
         "configuration",

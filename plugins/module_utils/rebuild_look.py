@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import re
+import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -29,9 +30,11 @@ from .server import (
     read_control,
 )
 from .shell import CommandError, HotspareError, run
+from .stale_slots import FAILOVER_SLOTS, stale_slots
 from .wal import format_lsn, parse_history, parse_lsn, parse_segment_name
 
 WALDUMP_SECONDS = 600
+UNTOUCHED = "hotspare-untouched"  # in X.rewinding until pg_rewind begins
 
 
 @dataclass
@@ -61,6 +64,16 @@ class Job:
     def rewinding(self) -> str:
         return f"{self.real}.rewinding"
 
+    @property
+    def untouched(self) -> bool:
+        """Whether the data directory has the name X.rewinding, and pg_rewind had not begun when that run died."""
+        return not os.path.lexists(self.real) and os.path.lexists(os.path.join(self.rewinding, UNTOUCHED))
+
+    @property
+    def found(self) -> Instance:
+        """The node with its data directory where that is now."""
+        return self.at(self.rewinding) if self.untouched else self.instance
+
     def at(self, directory: str) -> Instance:
         """This node's server as it would be with another data directory."""
         return replace(self.instance, data_directory=directory, config_file=self.instance.configuration)
@@ -79,7 +92,7 @@ class Job:
 
 def look(job: Job) -> tuple[dict[str, Any], Local, Source, Decision]:
     """The node's record, what is known of the node and of the primary, and what is to be done."""
-    state = read_state(job.instance)
+    state = read_state(job.found)
     # After the node: what it had received by then, its primary has flushed by now.
     source = look_at_source(job.upstream, job.instance.account)
     local, source = look_at_node(job, state, source)
@@ -91,7 +104,8 @@ def look(job: Job) -> tuple[dict[str, Any], Local, Source, Decision]:
 
 # Everybody may ask this; without pg_read_all_stats `state` of a standby is NULL. A standby has no current LSN, and CASE
 # does not call what it does not choose.
-_SOURCE = """SET timezone = 'UTC'; SET search_path = pg_catalog; SELECT json_build_object(
+_SOURCE = (
+    """SET timezone = 'UTC'; SET search_path = pg_catalog; SELECT json_build_object(
   'in_recovery', pg_is_in_recovery(),
   'flush', CASE WHEN NOT pg_is_in_recovery() THEN pg_current_wal_flush_lsn() END,
   'checkpoint_timeline', (SELECT timeline_id FROM pg_control_checkpoint()),
@@ -104,11 +118,15 @@ _SOURCE = """SET timezone = 'UTC'; SET search_path = pg_catalog; SELECT json_bui
       'pg_read_binary_file(text,bigint,bigint,boolean)']) f),
   'slot', (SELECT json_build_object('type', slot_type, 'active', active, 'active_pid', active_pid,
       'restart_lsn', restart_lsn, 'wal_status', wal_status) FROM pg_replication_slots WHERE slot_name = %(slot)s),
+  'failover_slots', """
+    + FAILOVER_SLOTS
+    + """,
   'streaming', (SELECT json_agg(application_name) FROM pg_stat_replication
       WHERE coalesce(state, 'streaming') = 'streaming'),
   'tablespaces', (SELECT json_agg(pg_tablespace_location(oid)) FROM pg_tablespace
       WHERE pg_tablespace_location(oid) <> '')
 )"""
+)
 _SIZE = """SET search_path = pg_catalog; SELECT
   CASE WHEN bool_and(open) THEN sum(CASE WHEN open THEN pg_database_size(oid) END) END,
   (SELECT setting::bigint * 1024 * 1024 FROM pg_settings WHERE name = 'max_wal_size')
@@ -148,7 +166,7 @@ def look_at_source(upstream: Upstream, account: str) -> Source:
             oldest = None
             if said["may_rewind"] and not said["in_recovery"]:
                 cursor.execute("SELECT pg_catalog.pg_ls_dir('pg_wal', true, false)")
-                oldest = _oldest([row[0] for row in cursor], said["segment_size"])
+                oldest = _oldest([row[0] for row in cursor], said["segment_size"], parse_lsn(said["flush"]))
         with asking(upstream, account, replication=True) as cursor:
             cursor.execute("IDENTIFY_SYSTEM")
             identifier, timeline = cursor.fetchone()[:2]
@@ -163,6 +181,7 @@ def look_at_source(upstream: Upstream, account: str) -> Source:
         return Source(where, error=str(error))
     return Source(
         where,
+        addresses=addresses(upstream.host),
         in_recovery=said["in_recovery"],
         system_identifier=str(identifier),
         timeline=int(timeline),
@@ -174,6 +193,7 @@ def look_at_source(upstream: Upstream, account: str) -> Source:
         may_rewind=said["may_rewind"],
         oldest_wal=oldest,
         slot=said["slot"],
+        failover_slots=tuple(said["failover_slots"] or ()),
         started=said["started"],
         streaming=tuple(said["streaming"] or ()),
         tablespaces=tuple(said["tablespaces"] or ()),
@@ -187,17 +207,40 @@ def with_size(source: Source, job: Job) -> Source:
     return replace(source, size_bytes=None if size is None else int(size), wal_bytes=int(wal))
 
 
-def _oldest(names: list[str], size: int) -> Optional[int]:
-    starts = []
+def _oldest(names: list[str], size: int, flushed: int) -> Optional[int]:
+    """The first byte of the oldest segment from which on none is missing up to `flushed`; None: it has none."""
+    starts = set()
     for name in names:
         with contextlib.suppress(ValueError):
-            starts.append(parse_segment_name(name, size).start_lsn)
-    return min(starts, default=None)
+            starts.add(parse_segment_name(name, size).start_lsn)
+    # The last one may be about to be made. Old ones that lie about before a gap help nobody.
+    first = flushed - flushed % size
+    while first - size in starts:
+        first -= size
+    return first if starts else None
+
+
+def addresses(host: str) -> list[str]:
+    """What a host name stands for, when that is more than one address of a kind: then it names no one server."""
+    if host.startswith("/"):
+        return []
+    named = host.split(",")
+    if len(named) > 1:
+        return named
+    by_family: dict[int, set[str]] = {}
+    try:
+        for family, _, _, _, where in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM):
+            by_family.setdefault(family, set()).add(str(where[0]))
+    except OSError:
+        return []  # the connection will say it better
+    several = [found for found in by_family.values() if len(found) > 1]
+    return sorted(several[0]) if several else []
 
 
 def look_at_node(job: Job, state: dict[str, Any], source: Source) -> tuple[Local, Source]:
     """What the decision needs of a node with this record, and the source with what can be told only together."""
-    instance, real = job.instance, job.real
+    instance = job.found
+    real = os.path.realpath(instance.data_directory)
     running = state["role"] in ("primary", "standby")
     control = _control(state["control"])
     here = None
@@ -208,7 +251,7 @@ def look_at_node(job: Job, state: dict[str, Any], source: Source) -> tuple[Local
             held, replayed = (max(floor, parse_lsn(state["lsn"][name] or "0/0")) for name in ("held", "replay"))
             here = Position("standby", state["timeline"], held, replayed)
         else:
-            here = position(control, _end_of_wal(job, control))
+            here = position(control, _end_of_wal(job, real, control))
     history, newest = _histories(real, here.timeline if here else 0)
     upstream, receiver = state["upstream"] or {}, state["wal_receiver"] or {}
     configured = (
@@ -221,6 +264,9 @@ def look_at_node(job: Job, state: dict[str, Any], source: Source) -> tuple[Local
         role=state["role"],
         data=state["data"],
         reason=state["reason"],
+        calls_itself=upstream.get("application_name"),
+        uses_slot=upstream.get("slot"),
+        stale_slots=stale_slots(state["slots"], source.failover_slots) if state["role"] == "standby" else (),
         configured=configured,
         following=configured
         and receiver.get("status") == "streaming"
@@ -241,13 +287,13 @@ def look_at_node(job: Job, state: dict[str, Any], source: Source) -> tuple[Local
         seed=_seed(job, source),
         backup_label=has_signal(instance, "backup_label"),
         leftovers=leftovers(job),
-        rewinding=os.path.lexists(job.rewinding),
+        rewinding=os.path.lexists(job.rewinding) and not job.untouched,
         mount_point=os.path.ismount(real),
         wal_elsewhere=os.path.islink(f"{real}/pg_wal"),
-        real_directory=real,
+        real_directory=job.real,
         config_file=os.path.realpath(instance.configuration),
         config_exists=os.path.isfile(instance.configuration),
-        free_bytes=state["free_bytes"] if real == instance.data_directory else free_bytes(real),
+        free_bytes=free_bytes(real),
         occupied=[location for location in source.tablespaces if _occupied(location)],
     )
     if running and source.started is not None and state["hot_standby"] is not False:
@@ -265,7 +311,7 @@ def _control(record: Optional[dict[str, Any]]) -> Optional[ControlData]:
     return ControlData(**values)
 
 
-def _end_of_wal(job: Job, control: ControlData) -> Optional[int]:
+def _end_of_wal(job: Job, real: str, control: ControlData) -> Optional[int]:
     """Past what a stopped standby holds in pg_wal beyond what it has replayed; None when there is nothing.
 
     That is replayed at the next start, whatever pg_control says. The last record's start counts, plus one.
@@ -274,7 +320,7 @@ def _end_of_wal(job: Job, control: ControlData) -> Optional[int]:
         return None
     begin = control.min_recovery_lsn or control.checkpoint_lsn
     timeline = control.min_recovery_timeline or control.timeline
-    return waldump(job, job.real, timeline, begin, ["--quiet"])[1]
+    return waldump(job, real, timeline, begin, ["--quiet"])[1]
 
 
 def waldump(job: Job, directory: str, timeline: int, begin: int, options: list[str]) -> tuple[str, Optional[int]]:

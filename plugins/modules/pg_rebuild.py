@@ -22,6 +22,9 @@ description:
     does.
   - Copies and rewinds are made under another name beside the data directory. A run that dies anywhere is continued by
     running it again.
+  - Slots that a former primary has left over are dropped once it streams, which are physical ones of ours that nobody
+    uses, and on 17 and later logical failover slots that are no synchronised copies and have the name of one on the
+    primary (they block slot synchronisation).
   - It ends when the primary sees the node streaming and the node has replayed what the primary had written by then.
 options:
   primary:
@@ -46,6 +49,11 @@ options:
       passfile:
         description: A password file on this node that O(account) can read.
         type: path
+      dbname:
+        description:
+          - A database named in C(primary_conninfo). Only slot synchronisation (C(sync_replication_slots), 17 and later)
+            needs one.
+        type: str
   slot:
     description:
       - The physical replication slot on the primary for this node. It must exist, and must have reserved WAL for a
@@ -65,6 +73,13 @@ options:
     description:
       - Must be equal to O(name) when the data directory holds data, or when kept directories are to be removed.
     type: str
+  waive_backup:
+    description:
+      - Says that there is a recent and verified backup of the cluster, or that the rebuild is wanted without one.
+      - Without it the module warns, when the data directory holds data. It keeps what the node holds, but two copies
+        of which one is being rebuilt are one copy.
+    type: bool
+    default: false
   method:
     description:
       - V(auto) takes the least that is right. V(follow) and V(rewind) are refused where they are not right,
@@ -144,6 +159,42 @@ method:
   returned: with O(state=standby), once the node was looked at
   type: str
   sample: rewind
+ladder:
+  description: The methods from the least to the most that a node loses, and why each is taken or is not.
+  returned: with O(state=standby), once the node was looked at
+  type: list
+  elements: dict
+  contains:
+    method:
+      description: V(follow), V(rewind) or V(basebackup).
+      type: str
+      returned: always
+    chosen:
+      description: Whether it is what RV(method) says.
+      type: bool
+      returned: always
+    reason:
+      description: Why it is taken, why it is not possible, or that less is enough.
+      type: str
+      returned: always
+  sample:
+    - method: follow
+      chosen: false
+      reason: "not possible: it holds timeline 1 up to 0/3000060, the primary's timeline 2 left it at 0/3000028"
+    - method: rewind
+      chosen: true
+      reason: it holds timeline 1 up to 0/3000060, the primary's timeline 2 left it at 0/3000028
+    - method: basebackup
+      chosen: false
+      reason: "not needed: rewind is right"
+report:
+  description: The node and the primary in a line each, as they were before anything was done.
+  returned: with O(state=standby), once the node was looked at
+  type: list
+  elements: str
+  sample:
+    - "db1: stopped, data cluster in /var/lib/postgresql/17/main, timeline 1 up to 0/3000060, 80210 MB free beside it"
+    - "db2.example.org:5432: primary, system 7384601931263912345, timeline 2 up to 0/3013B40"
 reason:
   description: Why this method.
   returned: with O(state=standby), once the node was looked at
@@ -163,6 +214,10 @@ checks:
       description: Whether it holds. What is not known does not hold.
       type: bool
       returned: always
+    hard:
+      description: Whether it must hold. Of the others the module warns.
+      type: bool
+      returned: always
     detail:
       description: What was seen, and what to do next if it does not hold.
       type: str
@@ -170,6 +225,7 @@ checks:
   sample:
     - name: source_primary
       ok: true
+      hard: true
       detail: db2.example.org:5432 is a primary
 steps:
   description: What was done, in this order. Empty in check mode.
@@ -249,12 +305,14 @@ def main() -> None:
                     port=dict(type="int", default=5432),
                     user=dict(type="str", required=True),
                     passfile=dict(type="path"),
+                    dbname=dict(type="str"),
                 ),
             ),
             slot=dict(type="str"),
             application_name=dict(type="str"),
             system_identifier=dict(type="str"),
             confirm=dict(type="str"),
+            waive_backup=dict(type="bool", default=False),
             method=dict(type="str", choices=list(METHODS), default="auto"),
             start=dict(type="bool", default=True),
             timeout=dict(type="int", default=120),
@@ -276,10 +334,15 @@ def main() -> None:
             method=params["method"],
             confirm=params["confirm"],
             system_identifier=params["system_identifier"],
+            application_name=upstream.application_name,
+            waive_backup=params["waive_backup"],
         )
         job = Job(instance, upstream, wish, start=params["start"], timeout=params["timeout"])
         act = rebuild if params["state"] == "standby" else clean
         result = act(job, check_mode=module.check_mode)
+        for check in result.get("checks", ()):
+            if not (check["ok"] or check["hard"]):
+                module.warn(check["detail"])
     except HotspareError as error:
         module.fail_json(msg=error.message, **error.facts)
     module.exit_json(**result)

@@ -12,6 +12,7 @@ import pytest
 from ansible_collections.hotspare.postgresql.plugins.module_utils import controldata
 from ansible_collections.hotspare.postgresql.plugins.module_utils.rebuild import (
     METHODS,
+    RUNGS,
     Local,
     Position,
     Source,
@@ -19,8 +20,11 @@ from ansible_collections.hotspare.postgresql.plugins.module_utils.rebuild import
     choose_method,
     common_point,
     guards,
+    ladder,
     position,
+    report,
 )
+from ansible_collections.hotspare.postgresql.plugins.module_utils.stale_slots import stale_slots
 from ansible_collections.hotspare.postgresql.plugins.module_utils.wal import LSN_END, HistoryEntry
 from hypothesis import given
 from hypothesis import strategies as st
@@ -189,6 +193,10 @@ def chosen(local, source, wanted="auto"):
         (old_primary(FORK), {"full_page_writes": None}, "basebackup", "full_page_writes"),
         (old_primary(FORK), {"may_rewind": False}, "basebackup", "may not execute"),
         (old_primary(FORK), {"may_rewind": None}, "basebackup", "may not execute"),
+        # A rewound node would replay what the primary wrote since the fork.
+        (old_primary(FORK), {"oldest_wal": FORK}, "rewind", ""),
+        (old_primary(FORK), {"oldest_wal": FORK + 1}, "basebackup", "need the primary's WAL from 0/3000100 on"),
+        (old_primary(FORK, restore_command=True), {"oldest_wal": FORK + 1}, "rewind", ""),
         # Nothing there, or only what a dead run left.
         (old_primary(data="absent", position=None), {}, "basebackup", "there is no data"),
         (old_primary(data="empty", position=None), {}, "basebackup", "there is no data"),
@@ -215,6 +223,28 @@ def test_choose_method(local, changes, method, why):
     assert chosen(local, source, "basebackup") == ("none" if local.following else "basebackup")
     for asked in ("follow", "rewind"):
         assert chosen(local, source, asked) == ("none" if local.following else asked if asked == method else "refuse")
+
+    for asked in METHODS:
+        decision = choose_method(local, source, asked)
+        rungs = ladder(decision)
+        assert tuple(rung["method"] for rung in rungs) == RUNGS
+        assert [rung["method"] for rung in rungs if rung["chosen"]] == [m for m in RUNGS if m == decision.method]
+        assert all(rung["reason"] for rung in rungs)
+
+
+def test_each_rung_has_its_own_reason():
+    def reasons(local, changes, wanted="auto"):
+        return [rung["reason"] for rung in ladder(choose_method(local, new_primary(**changes), wanted))]
+
+    follow, rewind, copy = reasons(old_primary(FORK), {})
+    assert follow == f"not possible: {rewind}" and copy == "not needed: rewind is right"
+    follow, rewind, copy = reasons(old_primary(FORK), {"may_rewind": False})
+    assert "left it at 0/3000100" in follow and rewind.startswith("not possible: the replication account")
+    follow, rewind, copy = reasons(standby(FORK), {"oldest_wal": FORK + 1})
+    assert "needs WAL from" in follow and "nothing diverged" in rewind
+    follow, rewind, copy = reasons(old_primary(), {}, "basebackup")
+    assert follow.startswith("possible, but not asked for") and rewind == "not needed: nothing diverged"
+    assert len(set(reasons(standby(following=True), {}))) == 1
 
 
 LSNS = st.integers(1, 1 << 40)
@@ -257,7 +287,7 @@ def failed(local, source, wish=WISH):
     return {
         check["name"]
         for check in guards(local, source, wish, choose_method(local, source, wish.method))
-        if not check["ok"]
+        if check["hard"] and not check["ok"]
     }
 
 
@@ -276,6 +306,12 @@ def test_guards_let_pass(local):
         (old_primary(), {"in_recovery": True}, {}, {"source_primary"}),
         (old_primary(), {"in_recovery": None}, {}, {"source_primary"}),
         (old_primary(), {"is_this_node": True}, {}, {"source_other"}),
+        (old_primary(), {"addresses": ["192.0.2.1", "192.0.2.2"]}, {}, {"source_direct"}),
+        (old_primary(calls_itself="db3", uses_slot="hotspare_db3"), {}, {}, {"identity"}),
+        (old_primary(calls_itself="db3", uses_slot="hotspare_db1"), {}, {}, set()),
+        (old_primary(calls_itself="db1", uses_slot="hotspare_other"), {}, {}, set()),
+        (old_primary(calls_itself=None, uses_slot="hotspare_other"), {}, {}, set()),
+        (old_primary(calls_itself="db3", uses_slot="hotspare_db3"), {}, {"application_name": "db3"}, set()),
         (old_primary(), {"system_identifier": "1"}, {}, {"system_identifier"}),
         (old_primary(), {"system_identifier": None}, {}, {"system_identifier"}),
         (old_primary(), {}, {"system_identifier": "1"}, {"system_identifier"}),
@@ -364,3 +400,47 @@ def test_guards(local, changes, wish, expected):
 def test_a_primary_and_an_unknown_node_are_never_touched(role, data, method, configured, seed):
     local = old_primary(role=role, data=data, configured=configured, seed=seed)
     assert failed(local, new_primary(), replace(WISH, method=method))
+
+
+def test_a_backup_is_asked_for_and_not_insisted_on():
+    for waived in (False, True):
+        wish = replace(WISH, waive_backup=waived)
+        (check,) = [c for c in guards(old_primary(), new_primary(), wish, choose_method(old_primary(), new_primary()))
+                    if c["name"] == "backup"]  # fmt: skip
+        assert (check["ok"], check["hard"]) == (waived, False)
+
+
+def test_report_names_both_servers():
+    assert report(old_primary(FORK), new_primary()) == [
+        "db1: stopped, data cluster in /data, timeline 1 up to 0/3000100, 1000000 MB free beside it",
+        f"db2:5432: primary, system {CLUSTER}, timeline 2 up to 0/3001100, 1000 MB in its databases",
+    ]
+    blind = report(old_primary(position=None, free_bytes=None), new_primary(error="cannot connect"))
+    assert blind == [
+        "db1: stopped, data cluster in /data, an unknown size free beside it",
+        "db2:5432: cannot connect",
+    ]
+
+
+# --- slots of a former primary ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "stale"),
+    [
+        ({"ours": True, "type": "physical"}, True),
+        ({"ours": True, "type": "physical", "active": True}, False),
+        ({"type": "physical"}, False),
+        ({"failover": True, "synced": False}, True),
+        ({"failover": True, "synced": False, "active": True}, False),
+        ({"failover": True, "synced": True}, False),
+        ({"failover": False, "synced": False}, False),
+        ({"failover": None, "synced": None}, False),
+        ({"failover": True, "synced": False, "name": "another"}, False),
+    ],
+)
+def test_stale_slots(changes, stale):
+    slot = {"name": "app", "type": "logical", "ours": False, "active": False, "database": "shop", **changes}
+    expected = [{"name": slot["name"], "database": "shop"}] if stale else []
+    assert stale_slots([slot], ["app"]) == expected
+    assert stale_slots(None, ["app"]) == []

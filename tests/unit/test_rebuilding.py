@@ -7,12 +7,18 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from ansible_collections.hotspare.postgresql.plugins.module_utils import rebuild_look, rebuilding
+from ansible_collections.hotspare.postgresql.plugins.module_utils import (
+    rebuild_files,
+    rebuild_look,
+    rebuild_rewind,
+    rebuilding,
+)
 from ansible_collections.hotspare.postgresql.plugins.module_utils.conninfo import Upstream
 from ansible_collections.hotspare.postgresql.plugins.module_utils.rebuild import Source, Wish
 from ansible_collections.hotspare.postgresql.plugins.module_utils.rebuild_look import Job
@@ -30,7 +36,7 @@ NOTE = {"complete": True, "system_identifier": "7", "timeline": 2, "slot": "hots
 def job(tmp_path, monkeypatch):
     locks = tmp_path / "locks"
     locks.mkdir()
-    monkeypatch.setattr(rebuilding, "LOCK_DIRECTORY", str(locks))
+    monkeypatch.setattr(rebuild_files, "LOCK_DIRECTORY", str(locks))
     (tmp_path / "data").mkdir()
     instance = Instance("db2", str(tmp_path / "data"), "/nowhere/bin", account=Path("/proc/self").owner())
     return Job(instance, Upstream("db1", slot="hotspare_db2"), Wish("hotspare_db2"))
@@ -49,8 +55,8 @@ sys.stdin.read()
 
 
 def test_lock_names_its_holder(job):
-    with rebuilding.only_one(job):
-        (lock,) = Path(rebuilding.LOCK_DIRECTORY).iterdir()
+    with rebuild_files.only_one(job):
+        (lock,) = Path(rebuild_files.LOCK_DIRECTORY).iterdir()
         assert lock.read_text().startswith(f"process {os.getpid()} since 2")
     command = [sys.executable, "-c", HOLD, str(lock)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
@@ -58,22 +64,22 @@ def test_lock_names_its_holder(job):
         for check_mode in (True, False):
             with (
                 pytest.raises(HotspareError, match="already by process 17 since 20260101T000000Z"),
-                rebuilding.only_one(job, check_mode),
+                rebuild_files.only_one(job, check_mode),
             ):
                 pass
         holder.stdin.close()
-    with rebuilding.only_one(job):  # a lock dies with its holder
+    with rebuild_files.only_one(job):  # a lock dies with its holder
         pass
 
 
 def test_check_mode_makes_no_lock(job):
-    with rebuilding.only_one(job, check_mode=True):
-        assert os.listdir(rebuilding.LOCK_DIRECTORY) == []
+    with rebuild_files.only_one(job, check_mode=True):
+        assert os.listdir(rebuild_files.LOCK_DIRECTORY) == []
 
 
 def test_lock_that_cannot_be_made(job, monkeypatch):
-    monkeypatch.setattr(rebuilding, "LOCK_DIRECTORY", "/nowhere")
-    with pytest.raises(HotspareError, match="cannot take the lock /nowhere/"), rebuilding.only_one(job):
+    monkeypatch.setattr(rebuild_files, "LOCK_DIRECTORY", "/nowhere")
+    with pytest.raises(HotspareError, match="cannot take the lock /nowhere/"), rebuild_files.only_one(job):
         pass
 
 
@@ -86,39 +92,39 @@ def test_kept_are_only_names_of_our_making(job):
     others = ["data.before-x", "data.before-20260101T000000Z.tar", "data2.before-20260101T000000Z", "data.seeding"]
     for name in ours + others:
         (parent / name).mkdir()
-    assert rebuilding.kept(job.real) == [str(parent / name) for name in ours]
-    assert rebuilding.kept("/nowhere/data") == []
+    assert rebuild_files.kept(job.real) == [str(parent / name) for name in ours]
+    assert rebuild_files.kept("/nowhere/data") == []
 
 
 def test_aside_is_free_and_ours(job, monkeypatch):
     times = iter(["20260101T000000Z", "20260101T000000Z", "20260101T000001Z"])
-    monkeypatch.setattr(rebuilding, "_utc", lambda: next(times))
-    first = rebuilding._aside(job)
+    monkeypatch.setattr(rebuild_files, "utc", lambda: next(times))
+    first = rebuild_files.aside(job)
     os.mkdir(first)
-    second = rebuilding._aside(job)
+    second = rebuild_files.aside(job)
     os.mkdir(second)
-    assert rebuilding.kept(job.real) == [first, second]
+    assert rebuild_files.kept(job.real) == [first, second]
 
 
 def test_rename_never_replaces_what_holds_something(job, tmp_path):
     (tmp_path / "new").mkdir()
     (tmp_path / "new" / "file").touch()
     with pytest.raises(HotspareError, match="cannot rename"):
-        rebuilding._rename(str(tmp_path / "new"), str(tmp_path / "locks" / "no" / "such"))
+        rebuild_files.rename(str(tmp_path / "new"), str(tmp_path / "locks" / "no" / "such"))
     (tmp_path / "data" / "precious").touch()
     with pytest.raises(HotspareError, match="not empty"):
-        rebuilding._rename(str(tmp_path / "new"), job.real)
+        rebuild_files.rename(str(tmp_path / "new"), job.real)
     (tmp_path / "data" / "precious").unlink()
-    rebuilding._rename(str(tmp_path / "new"), job.real)
+    rebuild_files.rename(str(tmp_path / "new"), job.real)
     assert os.listdir(job.real) == ["file"]
 
 
 def test_parents_are_made(job, tmp_path):
-    rebuilding._make_parent(job, str(tmp_path / "a" / "b" / "data"))
+    rebuild_files.make_parent(job, str(tmp_path / "a" / "b" / "data"))
     assert (tmp_path / "a" / "b").stat().st_mode & 0o777 == 0o755
     assert not (tmp_path / "a" / "b" / "data").exists()
     with pytest.raises(HotspareError, match="cannot make the directory"):
-        rebuilding._make_directory(job, str(tmp_path / "a"))
+        rebuild_files.make_directory(job, str(tmp_path / "a"))
 
 
 # --- what an interrupted run left ------------------------------------------------------------------------------------
@@ -223,10 +229,47 @@ def test_extent_of_a_base_backup():
         rebuilding._extent("pg_basebackup: base backup completed")
 
 
+@pytest.mark.parametrize(
+    ("version", "command", "restores"), [(13, "cp", False), (14, "cp", False), (15, "cp", True), (17, "", False)]
+)
+def test_pg_rewind_takes_wal_from_the_archive_where_it_can(job, monkeypatch, version, command, restores):
+    monkeypatch.setattr(rebuild_rewind, "program_version", lambda _instance: version)
+    monkeypatch.setattr(rebuild_rewind, "effective_setting", lambda _instance, _name: command)
+    argv = rebuild_rewind._pg_rewind(job, job.at(job.rewinding))
+    assert argv[argv.index("--target-pgdata") + 1] == job.rewinding
+    assert "target_session_attrs=read-write" in argv[argv.index("--source-server") + 1]
+    assert ("--restore-target-wal" in argv) is restores
+
+
 def test_oldest_wal():
-    names = ["000000020000000000000005", "000000010000000000000003", "00000002.history", "archive_status"]
-    assert rebuild_look._oldest(names, 16 * MIB) == 3 * 16 * MIB
-    assert rebuild_look._oldest(["00000002.history"], 16 * MIB) is None
+    size = 16 * MIB
+    names = [f"00000002000000000000000{n}" for n in (5, 6, 9)] + [f"00000001000000000000000{n}" for n in (1, 2, 4)]
+    names += ["00000002.history", "archive_status"]
+    assert rebuild_look._oldest(names, size, 6 * size + 1) == 4 * size, "what lies before a gap does not count"
+    assert rebuild_look._oldest(names, size, 7 * size) == 4 * size, "the segment that comes next is not made yet"
+    assert rebuild_look._oldest(["00000002.history"], size, size) is None
+
+
+def test_addresses(monkeypatch):
+    found = []
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_args, **_options: found)
+    tcp = (socket.SOCK_STREAM, 6, "")
+    found = [(socket.AF_INET, *tcp, ("192.0.2.1", 0)), (socket.AF_INET6, *tcp, ("2001:db8::1", 0, 0, 0))]
+    assert rebuild_look.addresses("db1") == []
+    found.append((socket.AF_INET, *tcp, ("192.0.2.2", 0)))
+    assert rebuild_look.addresses("db1") == ["192.0.2.1", "192.0.2.2"]
+    assert rebuild_look.addresses("db1,db2") == ["db1", "db2"]
+    assert rebuild_look.addresses("/run/postgresql") == []
+
+
+def test_untouched_is_found_where_it_is(job):
+    assert (job.untouched, job.found) == (False, job.instance)
+    os.rename(job.real, job.rewinding)
+    assert not job.untouched, "pg_rewind had begun"
+    (Path(job.rewinding) / rebuild_look.UNTOUCHED).touch()
+    assert job.untouched and job.found.data_directory == job.rewinding
+    os.mkdir(job.real)
+    assert not job.untouched
 
 
 def test_locations_of_tablespaces(tmp_path):
