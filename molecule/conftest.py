@@ -188,7 +188,7 @@ class Lab:
         output, _ = process.communicate(timeout=400)
         steps = [json.loads(line) for line in journal.read_text(encoding="utf-8").splitlines()]
         journal.unlink()
-        last = f"killed after {after}: {steps[-1]['name']}" if process.returncode else "not killed"
+        last = f"killed after {after}: {steps[-1]['name']}" if process.returncode < 0 else "not killed"
         print(f"--- {playbook} {' '.join(args)}: {last}\n{output}")
         assert process.returncode in (0, -signal.SIGKILL), output
         return Killed(process.returncode != 0, output, steps)
