@@ -29,9 +29,9 @@ ALL_SECONDS = 6  # for all of them
 def complete_segments(names: Iterable[str], timeline: int, held: int, size: int) -> list[str]:
     """Of the names in archive_status, the segments of `timeline` that are marked .done and complete, newest first.
 
-    The segment that holds `held` is not: WAL ends in it. (Pure.)
+    The one that byte `held` belongs to is not: WAL ends before it. (Pure.)
     """
-    last = segment_name(timeline, max(held - 1, 0), size)
+    last = segment_name(timeline, held, size)
     found = [name[: -len(".done")] for name in names if name.endswith(".done")]
     return sorted((n for n in found if re.fullmatch(rf"{timeline:08X}[0-9A-F]{{16}}", n) and n < last), reverse=True)
 

@@ -72,7 +72,8 @@ PAGE_HEADER, SEGMENT_HEADER = 24, 40  # bytes, XLogPageHeaderData and XLogLongPa
 
 @dataclass(frozen=True)
 class Session:
-    """The stream a standby is armed for: its receiver process, its timeline, the LSN held when it was armed.
+    """The stream a standby is armed for: its receiver process, its timeline, and the LSN up to which its primary had
+    written when it was armed.
 
     `expires` is a time of boot_clock().
     """
@@ -164,8 +165,8 @@ def _verdict(session: Session, watch: Watch, seen: Seen, streams: bool, unseen: 
 def refutation(printed: str, session: Session, end: int, block: int, segment: int) -> tuple[Optional[str], str]:
     """Why the last record that pg_waldump `printed` is no proof (None when it is one), and its line.
 
-    It must be a CHECKPOINT_SHUTDOWN of the session's timeline that begins where nothing was held at arming, and ends
-    where replay ended. `block` and `segment` are the sizes of WAL pages and files.
+    It must be a CHECKPOINT_SHUTDOWN of the session's timeline that was written after the arming, and ends where
+    replay ended. `block` and `segment` are the sizes of WAL pages and files.
     """
     lines = [line for line in printed.splitlines() if line.startswith("rmgr: ")]
     line = lines[-1].strip() if lines else ""
@@ -212,8 +213,9 @@ def armed_checks(state: Mapping[str, Any], wanted: Wanted, seen: OldPrimarySeen)
         same = source == (upstream.get("host"), upstream.get("port")) and receiver["received_tli"] == state["timeline"]
         at = f"it streams timeline {receiver['received_tli']} from {source[0]}:{source[1]}"
         check("stream", same, at + ("" if same else ", which is not what it is set to follow: reload or restart it"))
-    advice = "" if seen.answer == "primary" else ": only a standby of a running primary is armed"
-    check("primary", seen.answer == "primary", f"the server at {seen.where} {seen.detail}{advice}")
+    ok = seen.answer == "primary" and seen.position is not None
+    advice = "" if ok else ": only a standby of a primary that takes writes is armed"
+    check("primary", ok, f"the server at {seen.where} {seen.detail}{advice}")
     return found
 
 
@@ -255,7 +257,10 @@ def arm(
     if check_mode:
         return {**result, "changed": True}
     disarm(instance, check_mode=False)
-    error = _start(instance, Session(receiver, state["timeline"], parse_lsn(state["lsn"]["held"]), timeout))
+    # What the primary has written by now is no proof, though it may come later: a primary that crashed before it was
+    # armed wrote the end of its recovery before it took connections.
+    position = max(parse_lsn(state["lsn"]["held"]), seen.position or 0)
+    error = _start(instance, Session(receiver, state["timeline"], position, timeout))
     result.update(armed=read_armed(instance.data_directory), node=read_state(instance))
     if error is not None:
         raise PromotionRefused(f"{instance.name} is not armed: {error}", **result)

@@ -63,11 +63,15 @@ class Wanted:
 
 @dataclass(frozen=True)
 class OldPrimarySeen:
-    """What the address of the old primary answered: primary, standby, stopping, silent (nobody there) or unknown."""
+    """What the address of the old primary answered: primary, standby, stopping, silent (nobody there) or unknown.
+
+    `position` is how far it has written its WAL, when it takes writes for certain.
+    """
 
     answer: str
     where: str
     detail: str
+    position: int | None = None
 
 
 def checks(state: Mapping[str, Any], wanted: Wanted, old_primary_seen: OldPrimarySeen) -> list[dict[str, Any]]:
@@ -196,7 +200,7 @@ def look_at_primary(conninfo: Mapping[str, Any], *, account: str, system_identif
     try:
         with connection.cursor() as cursor:
             cursor.execute("IDENTIFY_SYSTEM")
-            found = str(cursor.fetchone()[0])
+            found, _, position, _ = cursor.fetchone()
             settings = {}
             for name in ("transaction_read_only", "default_transaction_read_only"):
                 cursor.execute(f"SHOW {name}")
@@ -205,13 +209,14 @@ def look_at_primary(conninfo: Mapping[str, Any], *, account: str, system_identif
         return OldPrimarySeen("unknown", where, f"did not say what it is ({' '.join(str(error).split())})")
     finally:
         connection.close()
-    if system_identifier is not None and found != system_identifier:
+    if system_identifier is not None and str(found) != system_identifier:
         return OldPrimarySeen("unknown", where, f"answers, but as the cluster {found} instead of {system_identifier}")
     # In recovery every transaction is read-only whatever the default; a read-only default proves nothing, and what
     # is not proved to be a standby counts as a primary. (PostgreSQL 14 has in_hot_standby; 13 has not.)
     if settings == {"transaction_read_only": "on", "default_transaction_read_only": "off"}:
         return OldPrimarySeen("standby", where, "answers as a standby")
-    return OldPrimarySeen("primary", where, "still answers as a primary")
+    writes = settings["transaction_read_only"] == "off"
+    return OldPrimarySeen("primary", where, "still answers as a primary", parse_lsn(position) if writes else None)
 
 
 def primary_conninfo(state: Mapping[str, Any], primary: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -224,7 +224,7 @@ armed:
       type: int
       returned: always
     position:
-      description: What the standby held when it was armed. The proof must be newer.
+      description: How far the primary had written when it was armed. The proof must be newer.
       type: str
       returned: always
     phases:

@@ -182,7 +182,8 @@ class Walsender:
         return None
 
     def execute(self, command):
-        self.row = (self.answers[command],)
+        answer = self.answers[command]
+        self.row = answer if isinstance(answer, tuple) else (answer,)
 
     def fetchone(self):
         return self.row
@@ -218,13 +219,14 @@ def look(monkeypatch, outcome, system_identifier="7"):
 def test_the_role_over_the_replication_protocol(monkeypatch, read_only, default, identifier, answer):
     connection = Walsender(
         {
-            "IDENTIFY_SYSTEM": identifier,
+            "IDENTIFY_SYSTEM": (identifier, 1, "0/3000060", None),
             "SHOW transaction_read_only": read_only,
             "SHOW default_transaction_read_only": default,
         }
     )
     seen = look(monkeypatch, connection)
     assert (seen.answer, seen.where) == (answer, "db-one:5433")
+    assert seen.position == (parse_lsn("0/3000060") if read_only == "off" else None)
     assert connection.closed
 
 
@@ -330,10 +332,6 @@ class Sleeper(Walsender):
 
     def reloads(self):
         return sum("pg_reload_conf" in command for command, _ in self.asked)
-
-    def fetchone(self):
-        row = super().fetchone()
-        return row[0] if isinstance(row[0], tuple) else row
 
 
 @pytest.mark.parametrize(("waits_for", "at_most"), [(promotion.SLEEPS, 0.1), ("AnotherName", 5)])
