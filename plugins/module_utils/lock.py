@@ -28,6 +28,7 @@ from .shell import HotspareError, remove_durably, write_durably
 LOCK_DIRECTORY = "/run/lock"
 MUTEX_SECONDS = 10  # others hold it for a millisecond
 POLL_SECONDS = 0.01
+WAIT_SECONDS = 0.1
 MAX_BYTES = 65536  # a lock has some hundred
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -165,13 +166,35 @@ def hold(
     seconds: float,
     take_over: str = "",
     dead: Iterable[str] = (),
+    wait: float = 0,
     check_mode: bool = False,
 ) -> dict[str, Any]:
     """Take the lock of a node (`where`: its name) for the run (owner, token, control), for `seconds`.
 
-    Returns changed, lock, and took_over (a sentence, or None). HotspareError says who has it, with the lock as a fact.
-    In check mode it is only looked at. Held by the same run it is left as it is.
+    Returns changed, lock, and took_over (a sentence, or None). HotspareError says who has it, with the lock as a fact,
+    when it was not given back within `wait` seconds. In check mode it is only looked at. Held by the same run it is left
+    as it is.
     """
+    deadline = time.monotonic() + wait
+    while True:
+        try:
+            return _take(directory, where, run, purpose, seconds, take_over, dead, check_mode)
+        except HotspareError as error:
+            if "lock" not in error.facts or time.monotonic() >= deadline:
+                raise
+        time.sleep(WAIT_SECONDS)
+
+
+def _take(
+    directory: str,
+    where: str,
+    run: Mapping[str, Any],
+    purpose: str,
+    seconds: float,
+    take_over: str,
+    dead: Iterable[str],
+    check_mode: bool,
+) -> dict[str, Any]:
     with _looking(directory, check_mode):
         found = read_lock(directory)
         reason = obstacle(found, where, run["token"], take_over, dead) if found else None

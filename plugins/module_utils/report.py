@@ -102,8 +102,14 @@ def _lost(plan: Mapping[str, Any], promoted: Mapping[str, Any]) -> str:
     if plan["mode"] != "planned":
         return f"rows lost: {(plan.get('loss') or {}).get('detail') or 'unknown'}"
     proof = (promoted.get("armed") or {}).get("proof") if _phases(promoted) else None
-    shown = f": {' '.join(proof.split())}" if proof else ""
+    shown = f": {_record_of(proof)}" if proof else ""
     return f"rows lost: 0, {target} held the record with which {old} shut down before it was promoted{shown}"
+
+
+def _record_of(proof: str) -> str:
+    """Where the record is and what it is, without the counters that follow."""
+    text = " ".join(proof.split())
+    return "; ".join(text[max(text.find("lsn: "), 0) :].split("; ")[:2])
 
 
 def _archive(promoted: Mapping[str, Any], state: Mapping[str, Any], target: str) -> list[str]:

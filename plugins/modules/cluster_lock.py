@@ -11,7 +11,8 @@ short_description: Let one operation at a time work on a cluster
 version_added: 0.1.0
 description:
   - Takes or gives back the lock of one node. A playbook takes those of all nodes that it can reach before it changes
-    anything, the first one alone, so that of two that start at once one has it and the other is told who has.
+    anything. It does not wait for the first of them, so that of two playbooks that start at once one has it, and the
+    other is told who has and gives back what it took of the others.
   - A lock is not taken away because it is old, since a run whose control node was cut off may still be at work. A run
     that holds it already, and one on the same control node that finds the process of the holder gone, take it without
     a question. For anything else the operator names the holder with O(take_over).
@@ -60,6 +61,10 @@ options:
       - It is told to whoever wants the lock, and does not end it.
     type: int
     default: 3600
+  wait:
+    description: Seconds to wait for another run to give it back.
+    type: int
+    default: 0
   take_over:
     description: The owner of a lock that the operator knows to be left behind.
     type: str
@@ -146,6 +151,7 @@ def main() -> None:
             },
             "purpose": {"type": "str"},
             "expires_in": {"type": "int", "default": 3600},
+            "wait": {"type": "int", "default": 0},
             "take_over": {"type": "str", "default": ""},
         },
         required_if=[("state", "held", ["purpose"])],
@@ -164,6 +170,7 @@ def main() -> None:
                 seconds=params["expires_in"],
                 take_over=params["take_over"],
                 dead=run["dead"],
+                wait=params["wait"],
                 check_mode=module.check_mode,
             )
         else:

@@ -90,3 +90,11 @@ def test_of_many_at_once_one_has_it(options, run_module):
     winners = [result["lock"]["token"] for result in results if not result.get("failed")]
     assert winners == [holder(options)]
     assert all(f"locked by {winners[0]}@bastion" in result["msg"] for result in results if result.get("failed"))
+
+
+def test_it_waits_for_one_that_gives_it_back(options, run_module):
+    run_module("cluster_lock", options())
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(run_module, "cluster_lock", options("b", wait=30))
+        run_module("cluster_lock", options(state="released"))
+        assert waiting.result()["lock"]["token"] == "b"

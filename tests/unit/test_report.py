@@ -9,7 +9,7 @@ from typing import Any
 
 from ansible_collections.hotspare.postgresql.plugins.module_utils.report import cutover_timeline
 
-PROOF = "rmgr: XLOG  len: 114, lsn: 0/03000060, desc: CHECKPOINT_SHUTDOWN redo 0/3000060"
+PROOF = "rmgr: XLOG  len: 114, lsn: 0/03000060, desc: CHECKPOINT_SHUTDOWN redo 0/3000060; tli 1; prev tli 1; fpw true"
 SHUTDOWN = {
     "clean": True,
     "checkpoint_lsn": "0/3000060",
@@ -42,8 +42,8 @@ def test_a_planned_cutover() -> None:
         "   0.005 s  db2 read the proof in its WAL",
         "   0.035 s  db2 is primary on timeline 2, parted at 0/30000D8",
         "clients could not write for 0.101 s at most",
-        "rows lost: 0, db2 held the record with which db1 shut down before it was promoted: rmgr: XLOG len: 114, "
-        "lsn: 0/03000060, desc: CHECKPOINT_SHUTDOWN redo 0/3000060",
+        "rows lost: 0, db2 held the record with which db1 shut down before it was promoted: lsn: 0/03000060, "
+        "desc: CHECKPOINT_SHUTDOWN redo 0/3000060; tli 1",
     ]
 
 
