@@ -19,7 +19,7 @@ VENV := .cache/venv/.installed
 COLLECTION := .cache/collections/ansible_collections/hotspare/postgresql
 SUITE ?= trixie
 
-.PHONY: help venv lab demo test unit integration gates installed molecule matrix soak bench clean
+.PHONY: help venv lab demo test unit integration gates installed molecule matrix soak bench bench-cutover clean
 
 help:
 	@sed -n 's/^# \?//p' Makefile | head -n 6
@@ -85,6 +85,13 @@ soak: installed lab
 
 bench: venv lab
 	bench/run.py
+
+# Ours beside repmgr, Patroni and pg_auto_failover, in turn; about 25 minutes on a quiet machine. ROUNDS=2 for a short one.
+bench-cutover: venv
+	lab/prerequisites docker
+	pip install -qq -r bench/requirements.txt
+	bench/cutover/run.py --output bench/results/cutover.json
+	bench/cutover/plot.py bench/results/cutover.json bench/results/cutover.svg
 
 clean:
 	lab/clean
