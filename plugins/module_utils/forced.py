@@ -293,12 +293,7 @@ def _nothing_to_save(nodes: Mapping[str, State], chosen: str, confirmed: set[str
     for other in clean:
         at = lsn(part(nodes[other], "control", "checkpoint_lsn"))
         if timeline(nodes[other]) == mine and at is not None and reach is not None and reach > at:
-            return check(
-                name,
-                False,
-                f"{other} stopped cleanly and {chosen} holds all of its WAL: "
-                f"run failover.yml -e target={chosen} without mode=forced",
-            )
+            return check(name, True, f"{other} stopped cleanly and {chosen} holds all of its WAL")
         if other not in confirmed:
             return check(
                 name,
@@ -334,6 +329,8 @@ def _loss(nodes: Mapping[str, State], standbys: list[str], chosen: str, old: str
             f"(synchronous_standby_names = '{nodes[old].get('synchronous_standby_names')}'), unless a session asked "
             "for less by synchronous_commit"
         )
+    elif clean and reach > at:
+        detail = f"none lost: {chosen} holds the shutdown checkpoint of {old}"
     elif clean:
         # The shutdown record itself carries no transaction.
         detail = f"{size(least)} of WAL of {old} are given up"
