@@ -172,7 +172,7 @@ def hold(
     """Take the lock of a node (`where`: its name) for the run (owner, token, control), for `seconds`.
 
     Returns changed, lock, and took_over (a sentence, or None). HotspareError says who has it, with the lock as a fact,
-    when it was not given back within `wait` seconds. In check mode it is only looked at. Held by the same run it is left
+    when it was not given back within `wait` seconds. In check mode it is only looked at. Held by the same run it stays
     as it is.
     """
     deadline = time.monotonic() + wait
