@@ -260,6 +260,127 @@ def test_a_demoted_node_that_was_stopped_again_returns() -> None:
     assert plan(primary("db2"), demoted, target="db2")["old_primary"] == "db1"
 
 
+# What a run that was killed leaves behind, step by step: the primary is prepared (standby.signal, upstream), the
+# target armed, the primary stopped, the target promoted by its own process, the old primary started again.
+ARMED = {"state": "armed", "alive": True, "expires_in": 30.0, "reason": None}
+TO_DB2 = standby("db1", "db2")["upstream"]
+PREPARED = {"standby_signal": True, "upstream": TO_DB2}
+DOWN = stopped("db1", signal=True, upstream=TO_DB2)
+CAUGHT_UP = standby("db2", streams=False, at=HERE + 120)
+
+
+def armed(state: str, **facts: Any) -> dict[str, Any]:
+    return {"armed": {**ARMED, "state": state}, **facts}
+
+
+@pytest.mark.parametrize(
+    ("states", "resume", "old"),
+    [
+        ([SOURCE, standby("db2")], None, "db1"),
+        ([source(**PREPARED), standby("db2")], None, "db1"),
+        ([source(**PREPARED), standby("db2", **armed("armed"))], None, "db1"),
+        ([source(**PREPARED), standby("db2", **armed("refused"))], None, "db1"),
+        ([source(**PREPARED), standby("db2", **armed("expired"))], None, "db1"),
+        ([source(**PREPARED), standby("db2", **armed("dead"))], None, "db1"),
+        ([DOWN, {**CAUGHT_UP, **armed("armed")}], "promote", "db1"),
+        ([DOWN, {**CAUGHT_UP, **armed("promoting")}], "promote", "db1"),
+        ([DOWN, {**CAUGHT_UP, **armed("refused")}], "promote", "db1"),
+        ([DOWN, CAUGHT_UP], "promote", "db1"),
+        ([DOWN, primary("db2", at=HERE + 500, timeline=2, **armed("promoted"))], "finish", "db1"),
+        ([standby("db1", "db2", streams=False), primary("db2", timeline=2, **armed("promoted"))], "finish", None),
+        ([standby("db1", "db2", timeline=2), primary("db2", "db1", timeline=2)], "finish", None),
+    ],
+)
+def test_a_run_that_died_behind_any_step_is_continued_by_the_same_command(
+    states: list[dict[str, Any]], resume: str | None, old: str | None
+) -> None:
+    decided = plan(*states, target="db2")
+    assert decided["ok"], decided["reason"]
+    assert (decided["resume"], decided["target"], decided["old_primary"]) == (resume, "db2", old)
+    assert decided["disarm"] == [], "the target is the one that is armed"
+
+
+def test_a_prepared_primary_is_told() -> None:
+    decided = plan(source(**PREPARED), standby("db2"))
+    assert any("was prepared to become a standby by a run that did not end" in line for line in decided["report"])
+
+
+@pytest.mark.parametrize("kind", ["in production", "shutting down"])
+def test_a_stop_that_did_not_end_well_makes_it_the_primary_again(kind: str) -> None:
+    """The stop was escalated, or the machine crashed meanwhile: there is no shutdown record, and nothing is lost."""
+    down = stopped("db1", kind, signal=True, upstream=TO_DB2)
+    decided = plan(down, standby("db2", streams=False, **armed("armed")), target="db2")
+    assert decided["ok"], decided["reason"]
+    assert (decided["resume"], decided["target"], decided["old_primary"]) == ("back", "db1", "db1")
+    assert decided["disarm"] == ["db2"]
+    assert "did not stop cleanly in a cutover that did not end" in decided["reason"]
+
+
+def test_a_standby_that_lacks_the_shutdown_record_makes_it_the_primary_again() -> None:
+    decided = plan(DOWN, standby("db2", at=HERE, streams=False), target="db2")
+    assert (decided["ok"], decided["resume"], decided["target"]) == (True, "back", "db1")
+    assert "nothing is lost" in decided["reason"]
+
+
+def test_nobody_comes_back_who_was_overtaken_or_never_was_the_primary() -> None:
+    newer = standby("db3", streams=False, timeline=2)
+    assert not plan(stopped("db1", "in production", signal=True, upstream=TO_DB2), standby("db2"), newer)["ok"]
+    unknown = standby("db2", timeline=None, control=None, streams=False)
+    assert not plan(stopped("db1", "in production", signal=True, upstream=TO_DB2), unknown)["ok"]
+    # A crashed standby, and one that was fenced: they follow nobody, or were no primary.
+    crashed = stopped("db1", "in archive recovery", signal=True, upstream=TO_DB2)
+    assert plan(crashed, standby("db2", streams=False))["resume"] is None
+    assert not plan(stopped("db1", "in production", signal=True), standby("db2", streams=False))["ok"]
+
+
+@pytest.mark.parametrize("state", [source(**PREPARED), DOWN])
+def test_a_cutover_that_is_not_wanted_any_more_is_undone(state: dict[str, Any]) -> None:
+    decided = plan(state, standby("db2", **armed("armed")), target="db1")
+    assert decided["ok"], decided["reason"]
+    assert (decided["resume"], decided["target"], decided["disarm"]) == ("back", "db1", ["db2"])
+    assert decided["nothing_to_do"] is False
+
+
+def test_one_that_is_still_armed_beside_a_new_primary_is_disarmed() -> None:
+    decided = plan(primary("db2", "db3", timeline=2), standby("db3", "db2", timeline=2, **armed("armed")), target="db2")
+    assert (decided["resume"], decided["disarm"], decided["nothing_to_do"]) == ("finish", ["db3"], False)
+
+
+def both(reach: int = HERE, other: int = HERE, **facts: Any) -> list[dict[str, Any]]:
+    """A prepared primary that was restarted in the middle: both are standbys, each told to follow the other."""
+    at = {"flush": None, "held": f"0/{other:X}", "receive": f"0/{other:X}"}
+    mine = {"flush": None, "held": f"0/{reach:X}", "receive": f"0/{reach:X}"}
+    old = standby("db1", "db2", streams=False, lsn=at)
+    return [{**old, **facts}, standby("db2", streams=False, lsn=mine)]
+
+
+def test_a_prepared_primary_that_was_restarted() -> None:
+    decided = plan(*both(), target="db2")
+    assert decided["ok"], decided["reason"]
+    assert (decided["resume"], decided["target"], decided["old_primary"]) == ("promote", "db2", None)
+    assert (decided["followers"], decided["require_lsn"]) == (["db1"], f"0/{HERE - 1:X}")
+    decided = plan(*both(other=HERE + 8), target="db2")
+    assert failing(decided) == {"most_wal"}
+    assert "-e target=db1" in decided["reason"]
+    for target in ("db1", None):
+        decided = plan(*both(other=HERE + 8), target=target)
+        assert (decided["ok"], decided["target"], decided["followers"]) == (True, "db1", ["db2"])
+    assert not plan(*both(lsn={"held": f"0/{HERE:X}", "receive": None}), target="db2")["ok"], "it still replays"
+    assert not plan(*both(timeline=2), target="db2")["ok"]
+
+
+def test_standbys_of_one_that_is_not_there_are_not_promoted_without_force() -> None:
+    pair = [standby("db2", streams=False), standby("db3", streams=False)]
+    assert "mode=forced" in plan(*pair, absent("db1"), target="db2")["reason"]
+    assert not plan(*both(), stopped("db3", "in production"), target="db2")["ok"]
+    assert not plan(*both(), target="db2", db3=UNREACHABLE)["ok"]
+
+
+def test_a_forced_run_that_died_after_the_promotion_is_finished_without_naming_anybody() -> None:
+    decided = forced(stopped("db1", "shut down", signal=True), primary("db2", timeline=2))
+    assert (decided["ok"], decided["resume"], decided["old_primary"]) == (True, "finish", "db1")
+
+
 # -- forced -----------------------------------------------------------------------------------------------------------
 
 SURVIVOR = standby("db2", streams=False, peers=peers_but("db2", db1="silent"))
