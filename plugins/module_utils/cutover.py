@@ -234,9 +234,16 @@ def _planned(
 
 
 def _interrupted_after_promotion(nodes: Mapping[str, State], primary: str) -> bool:
-    """Whether the only other node is the cleanly stopped former primary of an older timeline."""
-    others = [s for n, s in nodes.items() if n != primary and s["role"] != "absent"]
-    return len(others) == 1 and _former_primary(others[0], nodes[primary])
+    """Whether a cutover to `primary` has not attached the others yet, so that it is not to be turned round.
+
+    Without a target only this tells: the only other node is the cleanly stopped former primary of an older timeline,
+    or the primary has promoted itself since its boot and one that runs does not stream from it.
+    """
+    others = [n for n, s in nodes.items() if n != primary and s["role"] != "absent"]
+    if len(others) == 1 and _former_primary(nodes[others[0]], nodes[primary]):
+        return True
+    promoted = part(nodes[primary], "armed", "state") == "promoted"
+    return promoted and any(nodes[n]["role"] == "standby" and not _attached(nodes, primary, n) for n in others)
 
 
 def _former_primary(state: State, primary: State) -> bool:

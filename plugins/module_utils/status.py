@@ -93,16 +93,25 @@ def _row(nodes: Mapping[str, State], name: str) -> tuple[str, ...]:
     if role == "absent":
         return (name, role, *["-"] * 6)
     tli = str(timeline(state) or "unknown")
-    if role == "stopped":
+    role += _waiting(state)
+    if state["role"] == "stopped":
         at = part(state, "control", "min_recovery_lsn")
         at = part(state, "control", "checkpoint_lsn") if at in (None, "0/0") else at
         return (name, role, tli, "-", "-", str(at or "unknown"), "-", "-")
     position = str(part(state, "lsn", "held") or "unknown")
-    if role == "primary":
+    if state["role"] == "primary":
         return (name, role, tli, _streams_to(nodes, name), "-", position, "-", _archiver(state))
     sender = sender_of(nodes, name)
     lag, slot = _lag(nodes, name, sender), _slot(nodes, name, sender)
     return (name, role, tli, _streams_from(state, sender), lag, position, slot, _archiver(state))
+
+
+def _waiting(state: State) -> str:
+    """What a cutover that is under way, or did not end, has made of a node; the problems below say more."""
+    if state["role"] == "standby":
+        return ", armed" if part(state, "armed", "state") in ("armed", "promoting") else ""
+    prepared = state["role"] == "primary" and state.get("standby_signal")
+    return ", prepared" if prepared else ", superseded" if state.get("superseded") else ""
 
 
 def _streams_to(nodes: Mapping[str, State], name: str) -> str:

@@ -19,6 +19,7 @@ from ansible_collections.hotspare.postgresql.tests.unit.nodes import (
     absent,
     answers,
     control,
+    peer,
     peers_but,
     primary,
     row,
@@ -298,6 +299,15 @@ def test_a_run_that_died_behind_any_step_is_continued_by_the_same_command(
     assert decided["ok"], decided["reason"]
     assert (decided["resume"], decided["target"], decided["old_primary"]) == (resume, "db2", old)
     assert decided["disarm"] == [], "the target is the one that is armed"
+
+
+def test_without_a_target_a_cutover_is_finished_before_it_is_turned_round() -> None:
+    promoted = armed("promoted", timeline=2)
+    decided = plan(standby("db1", "db2", streams=False), primary("db2", **promoted))
+    assert (decided["ok"], decided["resume"], decided["target"]) == (True, "finish", "db2")
+    peers = {"peers": [peer("db1", "standby"), peer("db2", "primary")]}
+    decided = plan(standby("db1", "db2", timeline=2, **peers), primary("db2", "db1", **promoted, **peers))
+    assert (decided["ok"], decided["resume"], decided["target"]) == (True, None, "db1")
 
 
 def test_a_prepared_primary_is_told() -> None:

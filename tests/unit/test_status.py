@@ -45,6 +45,16 @@ def test_a_healthy_pair() -> None:
     assert len(lines) == 5
 
 
+def test_a_cutover_that_did_not_end_shows() -> None:
+    armed = {"state": "armed", "alive": True, "expires_in": 9.0, "reason": None}
+    lines = table(primary("db1", "db2", standby_signal=True), standby("db2", armed=armed))
+    assert (cells(lines, "db1")[1], cells(lines, "db2")[1]) == ("primary, prepared", "standby, armed")
+    lines = table(primary("db1", "db2"), standby("db2", armed={**armed, "state": "promoted"}))
+    assert (cells(lines, "db1")[1], cells(lines, "db2")[1]) == ("primary", "standby")
+    note = {"primary": "db2", "timeline": 2, "system_identifier": "x"}
+    assert cells(table(stopped("db1", superseded=note), primary("db2", timeline=2)), "db1")[1] == "stopped, superseded"
+
+
 def test_what_is_not_known_is_unknown_and_never_zero() -> None:
     blank = primary("db1", "db2", replication=[row("db2", None)], lsn=None)
     lines = table(blank, standby("db2", lag=None, lsn=None, archiver=None))
