@@ -27,6 +27,7 @@ UTILS = f"ansible_collections.{NAMESPACE}.plugins.module_utils"
 # check mode, real, check mode again, real again.
 UNIT_TESTS = {
     "cluster_lock": "test_lock",
+    "node_program": "test_packing",
     "pg_promote": "test_promotion",
     "pg_rebuild": "test_rebuild",
     "pg_replication_state": "test_desired",
@@ -36,11 +37,11 @@ UNIT_TESTS = {
 # plugins/module_utils from the ground up: a file imports only from the lines above its own.
 FLOORS = (
     {"asked", "wal", "shell", "problems"},  # ground
-    {"armed_state", "conninfo", "controldata", "lock", "records"},  # ground: what needs a word of the line above
+    {"armed_state", "conninfo", "controldata", "lock", "packing", "records"},  # ground: needs the line above
     {"server"},  # first
     {"archive_status", "demotion", "peers", "stale_slots", "stopping"},  # first: what needs a word of the line above
-    {"fencing"},  # first: ends what does not stop
-    {"serving"},  # first: does what pg_server is asked for
+    {"address", "fencing", "guard"},  # first: follows the primary; ends what does not stop; keeps a dead primary down
+    {"program", "serving"},  # first: does what systemd runs; does what pg_server is asked for
     {"replication"},  # second
     {"topology", "preflight", "report", "status", "desired", "promotion", "rebuild"},  # third
     {"arming", "forced", "rebuild_look"},  # third: promotes on a proof; what a cutover and a rebuild decide on

@@ -1,0 +1,119 @@
+# Copyright: (c) 2026, hotspare contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a node does without Ansible, as systemd runs it: `python3 hotspare.pyz COMMAND CONFIG`.
+
+CONFIG is the JSON file that the role node writes for each cluster; it holds no secret. A new command is a function in
+COMMANDS that takes the Config and returns the exit code.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Optional
+
+from .address import Place, keep, release
+from .guard import POLICIES, guard
+from .peers import Peer
+from .server import Instance
+from .shell import HotspareError
+
+VERSION = "0.1.0"  # of the collection
+
+
+@dataclass(frozen=True)
+class Config:
+    """What CONFIG says; `guard_wait` in seconds, `place` None without a service address."""
+
+    instance: Instance
+    peers: list[Peer]
+    guard_wait: float
+    guard_policy: str
+    place: Optional[Place]
+
+
+def read_config(path: str) -> Config:
+    """HotspareError when it is not there or not one of ours."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            # It says what is run as whom, and lies in a directory of the server's account.
+            if os.fstat(file.fileno()).st_uid not in (0, os.geteuid()):
+                raise HotspareError(f"{path} does not belong to root: remove it and run site.yml, which writes it")
+            found: dict[str, Any] = json.load(file)
+        place = Place(**found["address"]) if found["address"] else None
+        config = Config(
+            instance=Instance(**found["node"]),
+            peers=[Peer(**peer) for peer in found["peers"]],
+            guard_wait=float(found["guard"]["wait"]),
+            guard_policy=str(found["guard"]["policy"]),
+            place=place,
+        )
+    except OSError as error:
+        raise HotspareError(f"cannot read {path}: {error.strerror}; run site.yml, which writes it") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise HotspareError(
+            f"{path} is not what the role node writes ({error}): run site.yml, which writes it"
+        ) from error
+    if config.guard_policy not in POLICIES:
+        raise HotspareError(f"{path}: the guard's policy {config.guard_policy!r} is none of {', '.join(POLICIES)}")
+    return config
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Run a command; its exit code, 1 for an error, 2 for a usage that is not known."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments == ["--version"]:
+        print(f"hotspare {VERSION}")
+        return 0
+    if len(arguments) != 2 or arguments[0] not in COMMANDS:
+        print(f"usage: hotspare.pyz --version | {'|'.join(COMMANDS)} CONFIG", file=sys.stderr)
+        return 2
+    command, path = arguments
+    try:
+        return COMMANDS[command](path)
+    except HotspareError as error:
+        _say(error.message)
+        return 1
+
+
+def _guard(path: str) -> int:
+    """0: the server may start."""
+    config = read_config(path)
+    decision = guard(config.instance, config.peers, wait=config.guard_wait, policy=config.guard_policy, say=_say)
+    _say(decision.reason)
+    return 0 if decision.act == "start" else 1
+
+
+def _address(path: str) -> int:
+    config = read_config(path)
+    if config.place is not None:
+        keep(config.instance, config.place, [path, sys.argv[0]], _say)
+        # The configuration or this program is a new one: go on with it, the address stays if it is the same.
+        if read_config(path).place != config.place:
+            release(config.place, config.instance.port)
+        os.execv(sys.executable, [sys.executable, "-I", sys.argv[0], "address", path])
+    return 0
+
+
+def _address_off(path: str) -> int:
+    """What systemd runs after the other, however that ended."""
+    config = read_config(path)
+    if config.place is not None:
+        release(config.place, config.instance.port)
+    return 0
+
+
+def _say(text: str) -> None:
+    """To the journal, where `systemctl status` shows it."""
+    print(text, file=sys.stderr, flush=True)
+
+
+COMMANDS: dict[str, Callable[[str], int]] = {
+    "guard": _guard,
+    "address": _address,
+    "address-off": _address_off,
+}
