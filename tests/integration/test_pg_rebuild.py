@@ -1,9 +1,9 @@
 # Copyright: (c) 2026, hotspare contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""pg_rebuild against real servers: every way a node becomes a standby, every refusal, and every place where it may die.
+"""pg_rebuild against real servers: every way a node becomes a standby, every refusal, and places where it may die.
 
-After each refusal the node's processes and files are what they were.
+After each refusal the node's processes and files are what they were. More of the faults: test_pg_rebuild_faults.py.
 """
 
 from __future__ import annotations
@@ -13,105 +13,33 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 from pathlib import Path
 
 import pytest
 
-from .conftest import PACKAGE, Pair, eventually, execute
-
-TIMEOUT = 20
-
-
-def wanted(primary, node, **more):
-    """The options that make `node` a standby of `primary`."""
-    return {
-        **node.params,
-        "primary": primary.address,
-        "slot": node.slot,
-        "confirm": node.instance.name,
-        "timeout": TIMEOUT,
-        **more,
-    }
-
-
-def make_slot(primary, node):
-    primary.sql(f"SELECT pg_create_physical_replication_slot('{node.slot}', true)")
-
-
-def footprint(node):
-    """All that a refusal must leave as it was: processes, signal files, settings, the data, the names beside it."""
-    home = node.data.parent
-    files = [*home.glob("data*/*"), *home.glob("etc/**/*"), *home.glob("data*")]
-    logs = {str(node.data) + ".log"}
-    alive = sorted(node.processes())
-    if (node.data / "postmaster.pid").exists() and node.postmaster in alive:
-        alive = [node.postmaster]  # its children come and go
-    return (
-        alive,
-        sorted((str(f), f.stat().st_ino, f.read_bytes() if f.is_file() else b"") for f in files if str(f) not in logs),
-    )
-
-
-def beside(node, what):
-    return sorted(path.name for path in node.data.parent.glob(f"data.{what}*"))
-
-
-def assert_streams(primary, node, timeline=None):
-    """What both servers really say, not what the module says."""
-    pair = Pair(primary, node)
-    eventually(pair.streams)  # a walsender says "catchup" for a moment more
-    note = f"after {primary.instance.port}-{node.instance.port}-{len(primary.notes())}"
-    primary.write(note)
-    eventually(pair.in_step)
-    assert node.notes() == primary.notes()
-    assert node.sql("SELECT pg_is_in_recovery()") == "t"
-    assert node.sql("SELECT slot_name FROM pg_stat_wal_receiver") == node.slot
-    if timeline:
-        assert node.sql("SELECT received_tli FROM pg_stat_wal_receiver") == str(timeline)
-    assert not (node.data.parent / "data.seeding").exists()
-    assert not (node.data.parent / "data.seeding.json").exists()
-    assert not (node.data.parent / "data.rewinding").exists()
-    assert (node.data / "standby.signal").exists()
-
-
-def promote(node):
-    node.sql("SELECT pg_promote()")
-    node.sql("CHECKPOINT")
-
-
-def failed(result):
-    return {check["name"] for check in result["checks"] if check["hard"] and not check["ok"]}
-
-
-def assert_refused(run_module, args, node, *names, others=()):
-    """Refused in check mode and for real, by these checks, and nothing was touched on any node."""
-    nodes = (node, *others)
-    before = [footprint(each) for each in nodes]
-    for check in (True, False):
-        result = run_module("pg_rebuild", args, check=check)
-        assert result.get("failed"), result
-        assert not result["changed"]
-        assert failed(result) >= set(names), result["checks"]
-        assert [footprint(each) for each in nodes] == before
-    return result
+from .conftest import Pair, eventually, execute
+from .rebuilds import (
+    assert_refused,
+    assert_streams,
+    beside,
+    diverge,
+    failed,
+    fill,
+    footprint,
+    kill_module_when,
+    make_slot,
+    promote,
+    switch_over,
+    throttled,
+    wanted,
+)
 
 
 @pytest.fixture
 def diverged(pair):
     """db-two was promoted without the last three rows of db-one, which was stopped cleanly."""
-    pair.primary.write("both")
-    eventually(pair.in_step)
-    pair.standby.stop()
-    for note in ("lost 1", "lost 2", "lost 3"):
-        pair.primary.write(note)
-    pair.primary.stop()
-    pair.standby.start()
-    promote(pair.standby)
-    pair.standby.write("new")
-    make_slot(pair.standby, pair.primary)
-    return pair.primary, pair.standby
+    return diverge(pair)
 
 
 # --- seeding ---------------------------------------------------------------------------------------------------------
@@ -182,49 +110,6 @@ def test_seed_without_start(bare, run_module):
         assert (again["changed"], again["method"]) == (False, "follow"), again
     assert run_module("pg_rebuild", {**args, "start": True})["changed"]
     assert_streams(primary, node)
-
-
-def kill_module_when(args, condition):
-    """Start the module as Ansible does and kill it, not its children, as soon as `condition` holds."""
-    module = subprocess.Popen(
-        [sys.executable, "-m", f"{PACKAGE}.pg_rebuild"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env={
-            "PATH": os.environ["PATH"],
-            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-            "HOME": "/root",
-            "LC_ALL": "C.UTF-8",
-        },
-    )
-    payload = {key: value for key, value in args.items() if value is not None}
-    module.stdin.write(json.dumps({"ANSIBLE_MODULE_ARGS": payload}).encode())
-    module.stdin.close()
-    try:
-        eventually(lambda: module.poll() is not None or condition())
-        assert module.poll() is None, "the module ended before it was killed"
-    finally:
-        module.send_signal(signal.SIGKILL)
-        module.wait()
-
-
-def fill(primary, megabytes):
-    primary.sql(
-        f"CREATE TABLE filler AS SELECT i, repeat(md5(i::text), 30) AS t FROM generate_series(1, {megabytes * 1000}) i"
-    )
-
-
-def throttled(node, monkeypatch_bin, program, wrapper):
-    """A bin directory where `program` is `wrapper`, a shell script; the rest are links to the real ones."""
-    monkeypatch_bin.mkdir()
-    for real in Path(node.instance.bin_directory).iterdir():
-        if real.name != program:
-            (monkeypatch_bin / real.name).symlink_to(real)
-    script = monkeypatch_bin / program
-    script.write_text(f"#!/bin/sh\n{wrapper.format(real=Path(node.instance.bin_directory) / program)}\n")
-    script.chmod(0o755)
-    return str(monkeypatch_bin)
 
 
 def test_seed_killed_in_the_copy_is_made_again(bare, run_module, lab):
@@ -316,19 +201,6 @@ def test_one_at_a_time(bare, run_module, lab):
 # --- following -------------------------------------------------------------------------------------------------------
 
 
-def switch_over(pair):
-    """As a planned one: the primary stopped, the standby has its last record, and is promoted."""
-    primary, standby = pair.primary, pair.standby
-    primary.write("both")
-    primary.stop()
-    last = primary.control("Latest checkpoint location")
-    eventually(lambda: standby.sql(f"SELECT pg_last_wal_replay_lsn() > '{last}'") == "t")
-    promote(standby)
-    standby.write("new")
-    make_slot(standby, primary)
-    return primary, standby
-
-
 def test_follow_after_a_switchover_in_four_steps(pair, four_steps):
     old, new = switch_over(pair)
     inode = old.data.stat().st_ino
@@ -415,202 +287,6 @@ def test_standby_with_more_wal_than_the_primary(lab, run_module):
     assert result["method"] in ("basebackup", "rewind"), result
     assert_streams(two, three, timeline=2)
     assert "three only" not in three.notes()
-
-
-# --- rewinding -------------------------------------------------------------------------------------------------------
-
-
-def test_rewind_in_four_steps(diverged, four_steps):
-    old, new = diverged
-    with (old.data / "postgresql.auto.conf").open("a") as file:
-        file.write("work_mem = '5MB'\n")
-    new.sql("ALTER SYSTEM SET primary_conninfo = 'host=192.0.2.1'")
-    results = four_steps("pg_rebuild", wanted(new, old), lambda: (old.running, beside(old, "diverged")))
-    assert [result["method"] for result in results] == ["rewind", "rewind", "none", "none"]
-    assert_streams(new, old, timeline=2)
-    assert old.notes()[:2] == ["both", "new"]
-    assert old.sql("SHOW work_mem") == "5MB", "the node's own ALTER SYSTEM is kept"
-    assert "192.0.2.1" not in (old.data / "postgresql.auto.conf").read_text()
-    (evidence,) = beside(old, "diverged")
-    said = (old.data.parent / evidence / "pg_waldump.txt").read_text()
-    assert said.count("desc: COMMIT") == 3
-    assert any(step["detail"].startswith("3 commits") for step in results[1]["steps"]), results[1]["steps"]
-    assert beside(old, "before") == []
-
-
-def test_rewind_of_a_crashed_primary(pair, run_module):
-    """With a restore_command, which pg_rewind reads from the configuration that is not in the data directory."""
-    old, new = pair.primary, pair.standby
-    with open(old.instance.config_file, "a", encoding="utf-8") as file:
-        file.write("restore_command = 'false'\n")
-    old.write("both")
-    eventually(pair.in_step)
-    new.stop()
-    old.write("lost")
-    old.crash()
-    new.start()
-    promote(new)
-    new.write("new")
-    make_slot(new, old)
-    result = run_module("pg_rebuild", wanted(new, old))
-    assert result["method"] == "rewind", result
-    assert "crash recovery" in [step["name"] for step in result["steps"]]
-    assert_streams(new, old, timeline=2)
-    assert old.notes()[:2] == ["both", "new"]
-
-
-def test_rewind_killed_before_the_start_is_continued(diverged, run_module):
-    old, new = diverged
-    assert run_module("pg_rebuild", wanted(new, old, start=False))["method"] == "rewind"
-    assert (old.data / "backup_label").exists()
-    result = run_module("pg_rebuild", wanted(new, old, confirm=None))
-    assert result["method"] == "follow", result
-    assert_streams(new, old, timeline=2)
-
-
-def test_rewind_keeps_what_was_not_archived(pair, run_module, major):
-    """The new primary has no longer the WAL before the fork, the node has: since 14 pg_rewind leaves it there."""
-    old, new = pair.primary, pair.standby
-    with open(old.instance.config_file, "a", encoding="utf-8") as file:
-        file.write("archive_mode = on\narchive_command = 'false'\n")
-    new.stop()
-    old.stop()
-    old.start()
-    old.sql("SELECT pg_switch_wal()")
-    waiting = sorted(path.stem for path in old.data.glob("pg_wal/archive_status/*.ready"))
-    assert waiting
-    new.start()
-    eventually(pair.in_step)
-    new.stop()
-    old.write("lost")
-    old.stop()
-    new.start()
-    promote(new)
-    make_slot(new, old)
-    result = run_module("pg_rebuild", wanted(new, old))
-    assert result["method"] == ("rewind" if major >= 14 else "basebackup"), result
-    (evidence,) = beside(old, "diverged")
-    kept = {path.name for path in (old.data.parent / evidence).iterdir()}
-    assert kept >= set(waiting)
-    assert_streams(new, old)
-
-
-def test_rewind_of_a_diverged_standby_that_runs(diverged, run_module):
-    """The old primary was just started with standby.signal: it runs, is a standby, and can never follow."""
-    old, new = diverged
-    execute("touch", str(old.data / "standby.signal"))
-    old.start()
-    assert old.sql("SELECT pg_is_in_recovery()") == "t"
-    result = run_module("pg_rebuild", wanted(new, old))
-    assert result["method"] == "rewind", result
-    assert result["steps"][0]["name"] == "stop"
-    assert_streams(new, old, timeline=2)
-
-
-def test_a_later_promotion_is_given_up_only_when_asked(pair, run_module):
-    """The standby was promoted by mistake; the primary stayed the primary. It could as well be the other way round."""
-    old, new = pair.standby, pair.primary
-    new.write("both")
-    eventually(pair.in_step)
-    promote(old)
-    old.write("mistake")
-    old.stop()
-    new.write("right")
-    before = footprint(old)
-    result = run_module("pg_rebuild", wanted(new, old))
-    assert result["method"] == "refuse", result
-    assert failed(result) == {"method"}
-    assert "say method: basebackup" in result["msg"]
-    assert footprint(old) == before
-    result = run_module("pg_rebuild", wanted(new, old, method="basebackup"))
-    assert result["method"] == "basebackup", result
-    assert_streams(new, old, timeline=1)
-    assert "mistake" not in old.notes()
-
-
-def test_no_checkpoint_no_rewind(pair, run_module, bin_directory):
-    old, new = pair.primary, pair.standby
-    old.write("both")
-    eventually(pair.in_step)
-    new.stop()
-    old.write("lost")
-    old.stop()
-    new.start()
-    with open(new.instance.config_file, "a", encoding="utf-8") as file:
-        file.write("checkpoint_timeout = 1h\ncheckpoint_completion_target = 0.9\n")
-    new.sql("SELECT pg_reload_conf()")
-    # A promotion asks for a checkpoint itself; a frozen checkpointer keeps pg_control on the old timeline.
-    checkpointer = int(new.sql("SELECT pid FROM pg_stat_activity WHERE backend_type = 'checkpointer'"))
-    os.kill(checkpointer, signal.SIGSTOP)
-    try:
-        new.sql("SELECT pg_promote()")
-        make_slot(new, old)
-        result = assert_refused(run_module, wanted(new, old), old, "source_checkpoint")
-        assert "run CHECKPOINT there" in result["msg"]
-    finally:
-        os.kill(checkpointer, signal.SIGCONT)
-
-
-@pytest.mark.parametrize("way", ["hints", "rights"])
-def test_rewind_impossible_is_a_copy(diverged, run_module, way):
-    old, new = diverged
-    if way == "rights":
-        new.sql("REVOKE EXECUTE ON FUNCTION pg_read_binary_file(text) FROM replicator")
-    else:
-        configuration = Path(old.instance.config_file)
-        configuration.write_text(configuration.read_text().replace("wal_log_hints = on", "wal_log_hints = off"))
-        old.program("pg_checksums", "--disable", "--no-sync", "-D", str(old.data))
-        old.start()
-        old.stop()
-    refused = assert_refused(run_module, wanted(new, old, method="rewind"), old, "method")
-    assert "pg_rewind is not possible" in refused["msg"]
-    result = run_module("pg_rebuild", wanted(new, old))
-    assert result["method"] == "basebackup", result
-    assert "pg_rewind is not possible" in result["reason"]
-    assert_streams(new, old, timeline=2)
-    (aside,) = beside(old, "before")
-    assert result["kept"] == [str(old.data.parent / aside)]
-    assert (old.data.parent / aside / "PG_VERSION").exists()
-
-
-@pytest.mark.parametrize("when", ["dry-run", "for real"])
-def test_rewind_that_fails_is_a_copy(diverged, run_module, lab, when):
-    old, new = diverged
-    test = "--dry-run" if when == "dry-run" else "-never"
-    script = f'case "$*" in *{test}*) echo "error: no such WAL" >&2; exit 1;; *--dry-run*) exec {{real}} "$@";; esac; '
-    script += "echo 'error: half way' >&2; exit 1"
-    broken = throttled(old, lab.directory / "bin", "pg_rewind", script)
-    args = wanted(new, old, bin_directory=broken)
-    forced = run_module("pg_rebuild", {**args, "method": "rewind"})
-    assert forced.get("failed") and "pg_rewind" in forced["msg"], forced
-    assert not (old.data.parent / "data.rewinding").exists()
-    if when == "dry-run":
-        # It has its name back, and cannot start as a primary.
-        assert (old.data / "standby.signal").exists()
-        assert old.control("Database cluster state") == "shut down"
-    else:
-        assert not old.data.exists()
-        assert len(beside(old, "before")) == 1
-    result = run_module("pg_rebuild", args)
-    assert result["method"] == "basebackup", result
-    assert_streams(new, old, timeline=2)
-    assert len(beside(old, "before")) == 1
-
-
-def test_rewind_killed_half_way_is_a_copy(diverged, run_module, lab):
-    old, new = diverged
-    mark = lab.directory / "mark"
-    script = f'case "$*" in *--dry-run*) exec {{real}} "$@";; esac; touch {mark}; sleep 60'
-    slow = throttled(old, lab.directory / "bin", "pg_rewind", script)
-    args = wanted(new, old)
-    kill_module_when({**args, "bin_directory": slow}, mark.exists)
-    assert not old.data.exists()
-    assert beside(old, "rewinding") == ["data.rewinding"]
-    result = run_module("pg_rebuild", {**args, "confirm": None})
-    assert result["method"] == "basebackup", result
-    assert "interrupted pg_rewind" in result["reason"]
-    assert_streams(new, old, timeline=2)
-    assert len(beside(old, "before")) == 1
 
 
 # --- copies of nodes that hold data ----------------------------------------------------------------------------------
