@@ -5,9 +5,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
+import subprocess
+import sys
 import threading
 import time
 from datetime import datetime, timezone
@@ -16,6 +19,7 @@ from typing import Any
 
 import psycopg2
 import pytest
+from ansible_collections.hotspare.postgresql.plugins.module_utils import arming
 from ansible_collections.hotspare.postgresql.plugins.module_utils.armed_state import move, paths, read_armed
 from ansible_collections.hotspare.postgresql.plugins.module_utils.wal import format_lsn, parse_lsn
 
@@ -315,6 +319,30 @@ def test_the_module_is_killed_after_it_armed(pair, arm):
         os.kill(session, signal.SIGKILL)
     pair.primary.stop()
     assert decided(pair.standby)["state"] == "promoted"
+
+
+def test_armed_by_ansible_whose_files_are_gone_by_then(pair):
+    """A module's own archive of our code disappears with the module; what the process needs it has imported."""
+    options = json.dumps({**pair.standby.params, "state": "armed"})
+    shown = subprocess.run(
+        [Path(sys.executable).with_name("ansible"), "localhost", "-m", "hotspare.postgresql.pg_promote", "-a", options],
+        env={
+            **os.environ,
+            "ANSIBLE_COLLECTIONS_PATH": str(Path(arming.__file__).parents[5]),
+            "ANSIBLE_PYTHON_INTERPRETER": sys.executable,
+            "LC_ALL": "C.UTF-8",
+        },
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert "CHANGED" in shown.stdout, shown.stdout + shown.stderr
+    pair.primary.write("one")
+    pair.primary.stop()
+    told = decided(pair.standby)
+    assert told["state"] == "promoted", told
+    print(told["phases"])
 
 
 def test_a_killed_armed_process_is_told_and_replaced_by_the_guarded_way(pair, arm, collect, run_module):
