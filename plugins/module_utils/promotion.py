@@ -39,6 +39,9 @@ RECOVERING = (
 )
 # The share of the timeout that may go by in waiting for the standby to hold and to replay what is required.
 WAIT_SHARE = 0.5
+ASK_SECONDS = 5.0  # the old primary has to answer in
+# Where it is taken to be dead the clients wait, and the other nodes were asked as well just before.
+FORCED_ASK_SECONDS = 1.0
 # No route to a dead machine, or its name is gone: libpq has no code for that, only words.
 UNREACHABLE = re.compile(r"No route to host|Network is unreachable|Host is down|could not translate host name")
 
@@ -181,7 +184,9 @@ def _check_old_primary(seen: OldPrimarySeen, wanted: Wanted, check: Any) -> None
     check("old_primary", ok, f"the old primary at {seen.where} {seen.detail}{advice}")
 
 
-def look_at_primary(conninfo: Mapping[str, Any], *, account: str, system_identifier: str | None) -> OldPrimarySeen:
+def look_at_primary(
+    conninfo: Mapping[str, Any], *, account: str, system_identifier: str | None, timeout: float = ASK_SECONDS
+) -> OldPrimarySeen:
     """Ask the old primary over the replication protocol (its pg_hba lets the account in for that) what it is."""
     import psycopg2
 
@@ -190,7 +195,7 @@ def look_at_primary(conninfo: Mapping[str, Any], *, account: str, system_identif
         return OldPrimarySeen("unknown", "an unknown address", "cannot be looked at: no upstream is set, give primary")
     where = f"{host}:{port}"
     try:
-        connection = connect_conninfo(dict(conninfo), account=account, replication=True)
+        connection = connect_conninfo(dict(conninfo), account=account, replication=True, timeout=timeout)
     except ConnectFailed as error:
         if error.kind in ("refused", "timeout") or UNREACHABLE.search(error.message):
             return OldPrimarySeen("silent", where, f"does not answer ({error.message})")
@@ -303,7 +308,12 @@ def _settle(
         if state["role"] != "standby":
             return OldPrimarySeen("unknown", "its address", "was not looked at")
         conninfo = primary_conninfo(state, primary)
-        return look_at_primary(conninfo, account=instance.account, system_identifier=state["system_identifier"])
+        return look_at_primary(
+            conninfo,
+            account=instance.account,
+            system_identifier=state["system_identifier"],
+            timeout=FORCED_ASK_SECONDS if wanted.force else ASK_SECONDS,
+        )
 
     seen = look()
     found = checks(state, wanted, seen)

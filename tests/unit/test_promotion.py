@@ -196,8 +196,8 @@ CONNINFO = {"host": "db-one", "port": 5433, "user": "replicator", "passfile": "/
 
 
 def look(monkeypatch, outcome, system_identifier="7"):
-    def connect_conninfo(conninfo, *, account, replication):
-        assert (conninfo, account, replication) == (CONNINFO, "postgres", True)
+    def connect_conninfo(conninfo, *, account, replication, timeout):
+        assert (conninfo, account, replication, timeout) == (CONNINFO, "postgres", True, 5)
         if isinstance(outcome, Exception):
             raise outcome
         return outcome
