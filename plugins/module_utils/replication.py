@@ -23,11 +23,12 @@ from typing import Any
 from .armed_state import read_armed
 from .conninfo import Upstream
 from .controldata import read as read_control
+from .guard import holds, read_note
 from .lock import read_lock
 from .peers import ASK_SECONDS as PEER_SECONDS
 from .peers import Peer
 from .peers import ask as ask_peers
-from .problems import config_problems, info, problems, severity_order
+from .problems import config_problems, info, problems, severity_order, warning
 from .problems import error as problem_error
 from .server import (
     ConnectFailed,
@@ -109,6 +110,7 @@ def read_state(
     except HotspareError as error:
         _unknown(state, error.message)
     state["history"] = _history(instance, state["timeline"])
+    _superseded(instance, state, extra)
     state["problems"] = sorted(extra + problems(state), key=severity_order)
     return state
 
@@ -281,6 +283,20 @@ def _history(instance: Instance, timeline: int | None) -> list[dict[str, Any]] |
     except ValueError:
         return None
     return [{"timeline": entry.timeline, "switch_lsn": format_lsn(entry.switch_lsn)} for entry in entries]
+
+
+def _superseded(instance: Instance, state: dict[str, Any], extra: list[dict[str, Any]]) -> None:
+    """The note of the guard, where it still keeps the node from starting as a primary."""
+    if state["data"] != "cluster" or state["standby_signal"]:
+        return
+    try:
+        note = read_note(instance)
+    except HotspareError as error:
+        extra.append(warning("superseded_unreadable", error.message))
+        return
+    identifier, timeline = state["system_identifier"], state["timeline"]
+    if note and (identifier is None or timeline is None or holds(note, identifier, timeline)):
+        state["superseded"] = note
 
 
 def _exists(path: str) -> bool:

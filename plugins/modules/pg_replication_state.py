@@ -65,6 +65,9 @@ options:
     description:
       - The physical replication slots of ours that exist afterwards, exactly these. Ours are those whose name starts
         with O(slot_prefix), all others are never touched.
+      - On a standby with O(upstream) logical failover slots (17 and later) that are no synchronised copies and have the
+        name of one on the primary are dropped, too. They are left over from its time as the primary and block slot
+        synchronisation.
       - They are made so that they keep WAL from then on, before anybody has used them.
       - One that has lost its WAL or never kept any is made anew if nobody uses it. One in use is never dropped.
     type: list
@@ -577,8 +580,8 @@ node:
       sample: null
     superseded:
       description:
-        - What the guard has noted when it refused to start this node, the C(primary) it saw and its C(timeline).
-          V(null) if there is no such note.
+        - What the guard noted when it refused to start this node as a primary, the C(primary) it saw, its C(timeline)
+          and C(system_identifier). V(null) if there is no such note, or nothing depends on it any more.
       type: dict
       returned: always
       sample: null

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from ansible_collections.hotspare.postgresql.plugins.module_utils import lock
+from ansible_collections.hotspare.postgresql.plugins.module_utils.guard import keep_note
 from ansible_collections.hotspare.postgresql.plugins.module_utils.replication import read_state
 from ansible_collections.hotspare.postgresql.plugins.module_utils.shell import as_account
 
@@ -674,6 +675,25 @@ def test_who_is_at_work_and_whose_files(pair: Pair, ask, lab: Lab):
     finally:
         path.unlink()
         Path(lock._path(directory, "operation.lock")).unlink()
+
+
+def test_the_note_of_the_guard(pair: Pair, ask):
+    node = pair.primary
+    node.stop()
+    state = ask(node)
+    note = {"primary": "db-two", "timeline": 2, "system_identifier": state["system_identifier"]}
+    assert keep_note(node.instance, note)
+    state = ask(node)
+    assert state["superseded"] == note and "rebuild_standby.yml" in detail(state, "superseded")
+    # Nothing depends on it once the node is a standby, or was promoted itself.
+    (node.data / "standby.signal").touch()
+    assert ask(node)["superseded"] is None
+    (node.data / "standby.signal").unlink()
+    keep_note(node.instance, {**note, "timeline": 0})
+    assert ask(node)["superseded"] is None
+    Path(node.instance.config_file).with_name("hotspare-superseded.json").write_text("{")
+    state = ask(node)
+    assert state["superseded"] is None and "not one of ours" in detail(state, "superseded_unreadable")
 
 
 def test_wal_on_a_disk_of_its_own(lab: Lab, ask):
