@@ -20,10 +20,11 @@ from typing import Any, Optional
 
 from .server import Instance, connect
 from .shell import CommandError, HotspareError, as_account, run
-from .wal import parse_lsn, parse_segment_name, segment_name
+from .wal import parse_lsn, segment_name
 
 ASK_SECONDS = 3  # for one question to the archive; a forced failover waits for it
 ALL_SECONDS = 6  # for all of them
+ARCHIVED = re.compile(r"[0-9A-F]{8}(\.history|[0-9A-F]{16}(\.partial|\.[0-9A-F]{8}\.backup)?)")
 
 
 def complete_segments(names: Iterable[str], timeline: int, held: int, size: int) -> list[str]:
@@ -93,8 +94,8 @@ def keep_named(instance: Instance, state: Mapping[str, Any], names: Sequence[str
     if not names:
         return
     try:
-        for name in names:
-            parse_segment_name(name, state["control"]["wal_segment_size"])
+        if strange := [name for name in names if not ARCHIVED.fullmatch(name)]:
+            raise HotspareError(f"{strange[0]!r} is not the name of a file that is archived")
         if state["settings"]["archive_mode"]["value"] == "off":
             raise HotspareError("its archive_mode is off")
         since = os.stat(instance.path("pg_wal", f"{state['timeline']:08X}.history")).st_mtime_ns
@@ -103,7 +104,7 @@ def keep_named(instance: Instance, state: Mapping[str, Any], names: Sequence[str
         result["kept_for_archive"] = sorted({*result["kept_for_archive"], *kept})
         if gone:
             raise HotspareError(f"it has no {', '.join(gone)} any more: copy what the old primary has")
-    except (HotspareError, OSError, ValueError, TypeError) as error:
+    except (HotspareError, OSError) as error:
         result["warnings"].append(
             f"{instance.name} does not archive all of {', '.join(names)}, which nobody has archived: {error}"
         )

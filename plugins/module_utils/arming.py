@@ -214,7 +214,8 @@ def armed_checks(state: Mapping[str, Any], wanted: Wanted, seen: OldPrimarySeen)
         at = f"it streams timeline {receiver['received_tli']} from {source[0]}:{source[1]}"
         check("stream", same, at + ("" if same else ", which is not what it is set to follow: reload or restart it"))
     ok = seen.answer == "primary" and seen.position is not None
-    advice = "" if ok else ": only a standby of a primary that takes writes is armed"
+    doubt = " or as a standby that is read-only by default" if seen.answer == "primary" and not ok else ""
+    advice = "" if ok else f"{doubt}: only a standby of a running primary is armed"
     check("primary", ok, f"the server at {seen.where} {seen.detail}{advice}")
     return found
 

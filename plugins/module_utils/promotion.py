@@ -68,7 +68,7 @@ class Wanted:
 class OldPrimarySeen:
     """What the address of the old primary answered: primary, standby, stopping, silent (nobody there) or unknown.
 
-    `position` is how far it has written its WAL, when it takes writes for certain.
+    `position` is how far it has written its WAL, when it is a primary for certain.
     """
 
     answer: str
@@ -207,7 +207,8 @@ def look_at_primary(
             cursor.execute("IDENTIFY_SYSTEM")
             found, _, position, _ = cursor.fetchone()
             settings = {}
-            for name in ("transaction_read_only", "default_transaction_read_only"):
+            names = ["transaction_read_only", "default_transaction_read_only"]
+            for name in names + ["in_hot_standby"] * (connection.server_version >= 140000):
                 cursor.execute(f"SHOW {name}")
                 settings[name] = cursor.fetchone()[0]
     except psycopg2.Error as error:
@@ -216,11 +217,12 @@ def look_at_primary(
         connection.close()
     if system_identifier is not None and str(found) != system_identifier:
         return OldPrimarySeen("unknown", where, f"answers, but as the cluster {found} instead of {system_identifier}")
-    # In recovery every transaction is read-only whatever the default; a read-only default proves nothing, and what
-    # is not proved to be a standby counts as a primary. (PostgreSQL 14 has in_hot_standby; 13 has not.)
-    if settings == {"transaction_read_only": "on", "default_transaction_read_only": "off"}:
+    # PostgreSQL 13 does not say it. In recovery all transactions are read-only whatever the default; such a default
+    # proves nothing, and what is not proved to be a standby counts as a primary.
+    read_only, default = settings["transaction_read_only"] == "on", settings["default_transaction_read_only"] == "on"
+    if settings.get("in_hot_standby", "on" if read_only and not default else "off") == "on":
         return OldPrimarySeen("standby", where, "answers as a standby")
-    writes = settings["transaction_read_only"] == "off"
+    writes = "in_hot_standby" in settings or not read_only
     return OldPrimarySeen("primary", where, "still answers as a primary", parse_lsn(position) if writes else None)
 
 

@@ -234,10 +234,10 @@ def test_a_streaming_standby_of_a_running_primary_may_be_armed():
         (streaming(wal_receiver={**RECEIVER, "silent_seconds": 40}), PRIMARY, "stream", "said nothing for 40 s"),
         (streaming(wal_receiver={**RECEIVER, "sender_host": "db-six"}), PRIMARY, "stream", "not what it is set to"),
         (streaming(wal_receiver={**RECEIVER, "received_tli": 2}), PRIMARY, "stream", "not what it is set to"),
-        (streaming(), replace(PRIMARY, answer="standby"), "primary", "only a standby of a primary"),
-        (streaming(), replace(PRIMARY, answer="silent"), "primary", "only a standby of a primary"),
+        (streaming(), replace(PRIMARY, answer="standby"), "primary", "only a standby of a running primary"),
+        (streaming(), replace(PRIMARY, answer="silent"), "primary", "only a standby of a running primary"),
         # It may be a standby whose default is read-only.
-        (streaming(), replace(PRIMARY, position=None), "primary", "that takes writes"),
+        (streaming(), replace(PRIMARY, position=None), "primary", "or as a standby that is read-only"),
     ],
 )
 def test_each_check_refuses_to_arm(state, answer, name, says):

@@ -171,6 +171,7 @@ class Walsender:
 
     def __init__(self, answers: dict[str, str]) -> None:
         self.answers, self.closed = answers, False
+        self.server_version = 140000 if "SHOW in_hot_standby" in answers else 130000
 
     def cursor(self):
         return self
@@ -228,6 +229,20 @@ def test_the_role_over_the_replication_protocol(monkeypatch, read_only, default,
     assert (seen.answer, seen.where) == (answer, "db-one:5433")
     assert seen.position == (parse_lsn("0/3000060") if read_only == "off" else None)
     assert connection.closed
+
+
+@pytest.mark.parametrize(("recovers", "answer"), [("on", "standby"), ("off", "primary")])
+@pytest.mark.parametrize("default", ["on", "off"])
+def test_newer_versions_say_it_whatever_their_default(monkeypatch, recovers, default, answer):
+    table = {
+        "IDENTIFY_SYSTEM": ("7", 1, "0/3000060", None),
+        "SHOW transaction_read_only": "on",
+        "SHOW default_transaction_read_only": default,
+        "SHOW in_hot_standby": recovers,
+    }
+    seen = look(monkeypatch, Walsender(table))
+    assert seen.answer == answer
+    assert seen.position == (parse_lsn("0/3000060") if answer == "primary" else None)
 
 
 @pytest.mark.parametrize(
