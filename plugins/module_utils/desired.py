@@ -25,6 +25,7 @@ from .server import (
     write_upstream,
 )
 from .shell import HotspareError
+from .stale_slots import blocking_slots, drop_slots
 from .wal import parse_lsn
 
 POLL_SECONDS = 0.2
@@ -195,12 +196,17 @@ def ensure(
     todo = plan(state, desired, prefix=instance.slot_prefix, files_differ=files_differ)
     if todo.refusals:
         raise HotspareError(f"nothing was changed on {instance}: {'; '.join(todo.refusals)}", node=state)
-    if not check_mode and todo.changed:
+    blocking: list[dict[str, str | None]] = []
+    if desired.slots is not None and upstream is not None and state["role"] == "standby":
+        # Of its time as the primary: slot sync goes over none of the same name.
+        blocking = blocking_slots(state["slots"], upstream, instance.account)
+    if not check_mode and (todo.changed or blocking):
         try:
             if upstream is not None and (todo.write_upstream or todo.write_signal):
                 _write_upstream(instance, upstream, running=state["role"] == "standby", timeout=timeout)
             if todo.create or todo.drop:
                 change_slots(instance, todo.create, todo.drop)
+            drop_slots(instance, blocking)
         except HotspareError as error:
             error.facts.setdefault("node", read_state(instance))
             raise
@@ -208,7 +214,11 @@ def ensure(
     if desired.wait_for is not None and not check_mode:
         state = wait_until(instance, desired.wait_for, upstream=upstream, timeout=timeout, state=state)
     state["peers"] = answers
-    result = {"changed": todo.changed, "node": state, "diff": {"before": todo.before, "after": todo.after}}
+    result = {
+        "changed": todo.changed or bool(blocking),
+        "node": state,
+        "diff": {"before": todo.before, "after": todo.after},
+    }
     if desired.wait_for is not None:
         result["unmet"] = unmet(state, desired.wait_for, upstream)
     return result

@@ -59,7 +59,7 @@ def rewind(job: Job, local: Local, source: Source) -> None:
         with job.step("pg_rewind") as step:
             remove_durably(staged.path(UNTOUCHED))
             done = run(_pg_rewind(job, staged), account=staged.account, timeout=None)
-            step["detail"] = last_line(done.stderr + done.stdout)
+            step["detail"] = _copied(done.stdout + done.stderr)
         if own_settings is not None:
             write_durably(auto_conf, own_settings, account=staged.account)
         configure_staged(job, job.rewinding)
@@ -127,7 +127,7 @@ def _pg_rewind(job: Job, staged: Instance) -> list[str]:
         dbname="postgres",
         extra={**job.upstream.extra, "target_session_attrs": "read-write"},
     )
-    argv = [staged.program("pg_rewind"), "--target-pgdata", staged.data_directory, "--no-ensure-shutdown"]
+    argv = [staged.program("pg_rewind"), "--target-pgdata", staged.data_directory, "--no-ensure-shutdown", "--progress"]
     argv += ["--source-server", upstream.conninfo()]
     # Before 15 pg_rewind looks for restore_command in the data directory only, where no configuration is.
     if (program_version(staged) or 0) >= 15 and effective_setting(staged, "restore_command"):
@@ -180,6 +180,7 @@ def save_evidence(job: Job, local: Local, source: Source) -> None:
         )
 
 
-def last_line(text: str) -> str:
-    lines = text.strip().splitlines()
-    return lines[-1].strip() if lines else ""
+def _copied(said: str) -> str:
+    """What pg_rewind says with --progress of its work."""
+    found = re.search(r"need to copy (\d+) MB \(total source directory size is (\d+) MB\)", said)
+    return f"copied {found.group(1)} of {found.group(2)} MB" if found else ""

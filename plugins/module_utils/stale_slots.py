@@ -12,7 +12,8 @@ import contextlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from .server import Instance, connect
+from .conninfo import Upstream
+from .server import Instance, connect, connect_conninfo
 from .shell import HotspareError
 
 # For a query on the primary, of any version: the names of its failover slots, which are to be synchronised.
@@ -34,6 +35,28 @@ def stale_slots(slots: Iterable[Mapping[str, Any]] | None, theirs: Collection[st
         if slot["ours"] or (slot["type"] == "logical" and unsynced and slot["name"] in theirs):
             found.append({"name": slot["name"], "database": slot["database"]})
     return found
+
+
+def blocking_slots(
+    slots: Iterable[Mapping[str, Any]] | None, upstream: Upstream, account: str
+) -> list[dict[str, str | None]]:
+    """Those of a standby's stale slots that block slot sync; its primary is asked when there is one. HotspareError."""
+    candidates = [slot for slot in slots or () if slot["type"] == "logical" and slot.get("synced") is False]
+    if not stale_slots(candidates, [slot["name"] for slot in candidates]):
+        return []
+    import psycopg2
+
+    connection = connect_conninfo({**upstream.parameters(), "dbname": "postgres"}, account=account)
+    try:
+        with contextlib.closing(connection), connection.cursor() as cursor:
+            cursor.execute(f"SET search_path = pg_catalog; SELECT {FAILOVER_SLOTS}")
+            theirs = cursor.fetchone()[0] or ()
+    except psycopg2.Error as error:
+        raise HotspareError(
+            f"{upstream.host}:{upstream.port} did not tell its failover slots: {' '.join(str(error).split())}; see its"
+            " log"
+        ) from error
+    return stale_slots(candidates, theirs)
 
 
 def drop_slots(instance: Instance, slots: Sequence[Mapping[str, str | None]]) -> None:

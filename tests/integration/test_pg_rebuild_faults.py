@@ -495,7 +495,8 @@ def test_slots_of_the_former_primary_are_dropped(pair, run_module):
     assert_streams(new, old, timeline=2)
 
 
-def test_failover_slots_of_the_former_primary(pair, run_module, major):
+@pytest.mark.parametrize("way", ["rebuild", "start"])
+def test_failover_slots_of_the_former_primary(pair, run_module, major, way):
     """Since 17: slot sync refuses to go over one of the same name. Before, a logical slot is somebody's own."""
     for node in (pair.primary, pair.standby):
         configure(node, "wal_level = logical\nhot_standby_feedback = on\n")
@@ -512,14 +513,22 @@ def test_failover_slots_of_the_former_primary(pair, run_module, major):
     old, new = switch_over(pair)
     new.sql("SELECT count(pg_drop_replication_slot(slot_name)) FROM pg_replication_slots WHERE slot_type = 'logical'")
     new.sql(f"SELECT pg_create_logical_replication_slot('app', 'pgoutput', {arguments})")
-    result = run_module("pg_rebuild", {**wanted(new, old), "primary": {**new.address, "dbname": "postgres"}})
+    if way == "rebuild":
+        result = run_module("pg_rebuild", {**wanted(new, old), "primary": {**new.address, "dbname": "postgres"}})
+    else:  # as failover.yml does it
+        upstream = {**old.params, "upstream": {**new.upstream(old), "dbname": "postgres"}}
+        run_module("pg_replication_state", upstream)
+        run_module("pg_server", {**old.params, "state": "started", "role": "standby"})
+        follow = {**upstream, "role": "standby", "slots": [], "wait_for": {"streaming": True}}
+        result = run_module("pg_replication_state", follow)
+        assert result["changed"] and not run_module("pg_replication_state", follow)["changed"], result
     assert not result.get("failed"), result
     assert_streams(new, old, timeline=2)
     names = "SELECT string_agg(slot_name, ' ' ORDER BY slot_name) FROM pg_replication_slots WHERE slot_type = 'logical'"
     if major < 17:
         assert old.sql(names) == "app only_here"
         return
-    assert result["steps"][-1]["detail"] == f"app, {new.slot}"
+    assert way == "start" or result["steps"][-1]["detail"] == f"app, {new.slot}"
 
     def synced():
         new.sql("SELECT pg_replication_slot_advance('app', pg_current_wal_lsn())")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from ansible_collections.hotspare.postgresql.plugins.module_utils import controldata
+from ansible_collections.hotspare.postgresql.plugins.module_utils.conninfo import Upstream
 from ansible_collections.hotspare.postgresql.plugins.module_utils.rebuild import (
     METHODS,
     RUNGS,
@@ -24,7 +25,7 @@ from ansible_collections.hotspare.postgresql.plugins.module_utils.rebuild import
     position,
     report,
 )
-from ansible_collections.hotspare.postgresql.plugins.module_utils.stale_slots import stale_slots
+from ansible_collections.hotspare.postgresql.plugins.module_utils.stale_slots import blocking_slots, stale_slots
 from ansible_collections.hotspare.postgresql.plugins.module_utils.wal import LSN_END, HistoryEntry
 from hypothesis import given
 from hypothesis import strategies as st
@@ -444,3 +445,12 @@ def test_stale_slots(changes, stale):
     expected = [{"name": slot["name"], "database": "shop"}] if stale else []
     assert stale_slots([slot], ["app"]) == expected
     assert stale_slots(None, ["app"]) == []
+
+
+def test_nobody_is_asked_about_slots_that_cannot_block():
+    slots = [
+        {"name": "app", "type": "logical", "ours": False, "active": False, "database": "shop", "failover": failover,
+         "synced": synced}
+        for failover, synced in ((True, True), (False, False), (None, None))
+    ]  # fmt: skip
+    assert blocking_slots(slots, Upstream("nowhere.invalid"), "nobody") == []
