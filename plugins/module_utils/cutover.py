@@ -111,9 +111,9 @@ def failover_plan(
     disarmed (nothing_to_do when all is so). `back` = what a run began cannot, or shall not, go on: disarm those in
     `disarm`, then make `target` (= old_primary, running or stopped) the primary that it was, undoing its preparation.
 
-    Forced: before the promotion those in `fence` are reached and fenced, for those in `stonith` the fence command is
-    run; needs_confirm are those that the operator has to name. needs_rebuild: for rebuild_standby.yml afterwards. A
-    forced one whose old primary proves to be stopped cleanly, with all of its WAL here, becomes a planned `promote`.
+    Forced: those in `disarm` are disarmed, then those in `fence` are reached and fenced, and for those in `stonith` the
+    fence command is run; needs_confirm are those that the operator has to name. One whose old primary proves to be
+    stopped cleanly, with all of its WAL here, becomes a planned `promote`. needs_rebuild: for rebuild_standby.yml.
     """
     addresses = {n: dict(v) for n, v in members.items()} if isinstance(members, Mapping) else {}
     nodes = member_states(seen, members)

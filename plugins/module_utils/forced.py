@@ -14,8 +14,10 @@ from typing import Any, TypedDict
 
 from .preflight import (
     Refusal,
+    armed_elsewhere,
     cascading,
     follows,
+    is_armed,
     members_at,
     senders_free,
     slots_free,
@@ -81,8 +83,12 @@ def forced_plan(
     loss = _loss(nodes, standbys, chosen, old)
     fences = _fences(nodes, confirmed, has_fence_command)
     state = nodes[chosen]
+    # A fence may stop the old primary cleanly: then one that an earlier run armed would promote itself as well.
+    disarm = [n for n in followers if is_armed(nodes[n])]
+    unsure = [n for n in disarm if part(nodes[n], "armed", "state") == "unknown"]
     checks = [
         comparison,
+        *([armed_elsewhere(nodes, chosen)] if unsure else []),
         _stopped_hold_less(nodes, chosen, confirmed),
         *_fenced(nodes, confirmed, fences),
         _unseen_by_peers(nodes, standbys, fences),
@@ -103,6 +109,7 @@ def forced_plan(
         "needs_rebuild": [n for n in nodes if nodes[n]["role"] == "stopped"],
         "system_identifier": nodes[chosen].get("system_identifier"),
         "loss": loss,
+        "disarm": disarm,
         **fences,
         "reason": f"{chosen} takes over by force; {loss['detail']}",
         "checks": checks,

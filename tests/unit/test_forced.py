@@ -113,6 +113,18 @@ def test_a_run_that_died_after_the_fence_goes_on() -> None:
     assert "stopped_nodes" not in failing(decided)
 
 
+ARMED = {"state": "armed", "alive": True, "expires_in": 30.0, "reason": None}
+
+
+def test_another_one_that_is_armed_is_disarmed_before_a_fence_stops_the_primary() -> None:
+    other = standby("db3", streams=False, peers=peers_but("db3", db1="silent"), armed=ARMED)
+    decided = plan(FROZEN, SURVIVOR, other, target="db2")
+    assert (decided["ok"], decided["disarm"], decided["fence"]) == (True, ["db3"], ["db1"])
+    assert plan(FROZEN, SURVIVOR, other, target="db3")["disarm"] == []
+    unread = {**other, "armed": {**ARMED, "state": "unknown"}}
+    assert failing(plan(FROZEN, SURVIVOR, unread, target="db2")) == {"armed_elsewhere"}
+
+
 # -- a primary that lives ---------------------------------------------------------------------------------------------
 
 
