@@ -67,5 +67,5 @@ class Patroni(Pair):
         return self.to(new, f"{CTL} failover bench --candidate {new.short} --force")
 
     def rejoin(self, old: Machine, new: Machine) -> str:
-        until("patroni: the old primary streams", lambda: self.settled(new), 120)
+        until("patroni: the old primary streams", new.has_standby, 120)
         return "by itself"

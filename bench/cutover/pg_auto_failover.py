@@ -86,5 +86,5 @@ class PgAutoFailover(Pair):
         return self.to(self.control, f"pg_autoctl perform failover --monitor '{self.link}'")
 
     def rejoin(self, old: Machine, new: Machine) -> str:
-        until("pg_auto_failover: the old primary streams", lambda: self.settled(new), 120)
+        until("pg_auto_failover: the old primary streams", new.has_standby, 120)
         return "by itself"

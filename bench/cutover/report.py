@@ -47,7 +47,7 @@ def median(numbers: list[float], digits: int = 3) -> str:
 
 
 def counted(words: list[str]) -> str:
-    return ", ".join(f"{word} {words.count(word)}" for word in dict.fromkeys(words)) or "-"
+    return ", ".join(f"{words.count(word)} x {word}" for word in dict.fromkeys(words)) or "-"
 
 
 def rows(title: str, heads: list[str], lines: list[list[str]]) -> str:
@@ -102,7 +102,7 @@ def writes(case: str, found: dict[str, list[Event]], number: dict[str, str]) -> 
             number[tool],
             spread(values(of, "outage")),
             median(values(of, "outage_servers")),
-            median(values(of, "command", "seconds"), 1),
+            median(values(of, "command", "seconds"), 1) + exits(of),
             str(sum(e["lost"] for e in of)),
             counted([f"{e['dual_writable']:.1f} s" for e in of if e["dual_writable"]]),
         ]
@@ -114,6 +114,12 @@ def writes(case: str, found: dict[str, list[Event]], number: dict[str, str]) -> 
             line.append(median(values(of, "streaming"), 1))
         lines.append(line)
     return heads, lines
+
+
+def exits(events: list[Event]) -> str:
+    """Of commands that said that they failed."""
+    codes = [f"exit {event['command']['code']}" for event in events if event["command"]["code"]]
+    return f" ({counted(codes)})" if codes else ""
 
 
 def ratios(found: dict[str, list[Event]], key: str) -> str:
