@@ -26,7 +26,8 @@ from typing import Any, Optional
 from .server import ConnectFailed, Instance, connect, is_stopping
 from .shell import HotspareError, run
 
-TICK_SECONDS = 0.05  # between two looks; a primary that ends is seen at once
+PRIMARY_SECONDS = 0.1  # between two looks at a primary; if it closes the connection that is seen at once
+OTHER_SECONDS = 0.05  # between two looks at any other: clients wait for the new primary
 ANSWER_SECONDS = 2.0  # a server that takes longer to say what it is serves nobody
 LINGER_SECONDS = 0.2  # for the last packets of connections that the server has closed
 CHECK_SECONDS = 1.0  # whether somebody else took the address away, or changed our files
@@ -299,7 +300,7 @@ def keep(instance: Instance, place: Place, files: Sequence[str], say: Callable[[
             except HotspareError as error:
                 role = f"is not known: {error.message}"
             keeper.follow(role)
-            witness.rest(TICK_SECONDS)
+            witness.rest(PRIMARY_SECONDS if role == "primary" else OTHER_SECONDS)
             if time.monotonic() > looked + CHECK_SECONDS:
                 changed, looked = _written(files) != begun, time.monotonic()
     finally:

@@ -209,8 +209,6 @@ def guard(
             keep_note(instance, decision.note)
         except HotspareError as error:
             say(f"what was decided could not be remembered: {error.message}")
-    if decision.act == "refuse" and decision.note is not None:
-        say(f"if that node is gone for good, and this one shall be the primary: remove {note_path(instance)}")
     return decision
 
 

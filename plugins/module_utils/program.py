@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Optional
 
 from .address import Place, keep, release
-from .guard import POLICIES, guard
+from .guard import POLICIES, guard, note_path
 from .peers import Peer
 from .server import Instance
 from .shell import HotspareError
@@ -85,6 +85,8 @@ def _guard(path: str) -> int:
     config = read_config(path)
     decision = guard(config.instance, config.peers, wait=config.guard_wait, policy=config.guard_policy, say=_say)
     _say(decision.reason)
+    if decision.act == "refuse" and decision.note is not None:
+        _say(f"If that node is gone for good and this one shall be the primary, remove {note_path(config.instance)}")
     return 0 if decision.act == "start" else 1
 
 
