@@ -102,7 +102,7 @@ RETURN = r"""
 lock:
   description:
     - The lock as it is now, also when it could not be taken. V(null) when there is none.
-    - RV(lock.expires_in) is in seconds and negative when it has expired. RV(lock.alive) is V(null) when it is not known
+    - C(expires_in) is in seconds and negative when it has expired. C(alive) is V(null) when it is not known
       from this node whether the run still runs.
   returned: always
   type: dict
