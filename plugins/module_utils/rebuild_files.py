@@ -27,7 +27,7 @@ from collections.abc import Iterator
 from datetime import datetime, timezone
 from typing import Any, Optional
 
-from .conninfo import Upstream
+from .conninfo import Upstream, without_settings
 from .rebuild import Source
 from .rebuild_look import UNTOUCHED, Job
 from .server import Instance, has_signal, process_id, processes, set_standby_signal, write_upstream
@@ -35,6 +35,9 @@ from .shell import HotspareError, remove_durably, run, write_durably
 
 LOCK_DIRECTORY = "/run/lock"
 POLL_SECONDS = 0.05
+RECOVERY_TARGETS = tuple(
+    f"recovery_target{name}" for name in ("", "_action", "_inclusive", "_lsn", "_name", "_time", "_timeline", "_xid")
+)
 KEPT = re.compile(r"\.(before|diverged)-\d{8}T\d{6}Z")
 
 
@@ -177,7 +180,24 @@ def configure(instance: Instance, upstream: Upstream) -> bool:
     signal = set_standby_signal(instance, True)
     remove_durably(instance.path(UNTOUCHED))
     recovery = remove_durably(instance.path("recovery.signal"))
-    return write_upstream(instance, upstream) or signal or recovery
+    targets = _remove_targets(instance)
+    return write_upstream(instance, upstream) or signal or recovery or targets
+
+
+def has_targets(instance: Instance) -> bool:
+    """Whether postgresql.auto.conf has a recovery target, as a restore long ago leaves it.
+
+    A primary does not look at it. As a standby the node would stop there, or even promote itself.
+    """
+    text = read_own(instance.path("postgresql.auto.conf")) or ""
+    return without_settings(text, RECOVERY_TARGETS) != text
+
+
+def _remove_targets(instance: Instance) -> bool:
+    if not has_targets(instance):
+        return False
+    path = instance.path("postgresql.auto.conf")
+    return write_durably(path, without_settings(read_own(path) or "", RECOVERY_TARGETS), account=instance.account)
 
 
 def configure_staged(job: Job, directory: str) -> None:

@@ -20,6 +20,7 @@ from .rebuild_files import (
     aside,
     configure,
     configure_staged,
+    has_targets,
     kept,
     make_directory,
     make_parent,
@@ -103,7 +104,8 @@ def _decide(job: Job, local: Local, source: Source, decision: Decision, result: 
 def _changes(job: Job, local: Local, decision: Decision) -> bool:
     if decision.method != "follow" or job.start or local.role == "standby":
         return True
-    return upstream_differs(job.instance, job.upstream) or not has_signal(job.instance, "standby.signal")
+    differs = upstream_differs(job.instance, job.upstream) or has_targets(job.instance)
+    return differs or not has_signal(job.instance, "standby.signal")
 
 
 def _act(job: Job, local: Local, source: Source, decision: Decision, result: dict[str, Any]) -> bool:

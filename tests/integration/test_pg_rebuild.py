@@ -258,10 +258,13 @@ def test_auto_conf_does_not_win(pair, run_module):
     old, new = switch_over(pair)
     with (old.data / "postgresql.auto.conf").open("a") as file:
         file.write("primary_conninfo = 'host=192.0.2.1'\nprimary_slot_name = 'other'\nwork_mem = '5MB'\n")
+        # As a restore of long ago leaves it: as a standby it would promote itself.
+        file.write("recovery_target_lsn = '0/1'\nrecovery_target_action = 'promote'\n")
     result = run_module("pg_rebuild", wanted(new, old))
     assert result["method"] == "follow", result
     assert_streams(new, old)
     assert old.sql("SHOW work_mem") == "5MB"
+    assert old.sql("SHOW recovery_target_lsn") == ""
 
 
 def test_standby_with_more_wal_than_the_primary(lab, run_module):

@@ -196,6 +196,17 @@ def test_leftovers_are_our_programs_on_our_names_only(job, tmp_path):
     assert rebuild_look.leftovers(job) == []
 
 
+def test_recovery_targets_of_a_restore_are_found(job):
+    auto = Path(job.real) / "postgresql.auto.conf"
+    assert not rebuild_files.has_targets(job.instance)
+    auto.write_text("work_mem = '4MB'\nrestore_command = 'x'\n")
+    assert not rebuild_files.has_targets(job.instance)
+    auto.write_text("work_mem = '4MB'\nrecovery_target_time = '2026-01-01'\n")
+    assert rebuild_files.has_targets(job.instance)
+    assert rebuild_files._remove_targets(job.instance)
+    assert auto.read_text() == "work_mem = '4MB'\n"
+
+
 # --- what programs say -----------------------------------------------------------------------------------------------
 
 
