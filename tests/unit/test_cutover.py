@@ -600,3 +600,79 @@ def test_a_hole_where_it_matters_refuses(node: str, holes: set[str]) -> None:
     for hole in holes:
         pair[node][hole] = None
     assert plan(*pair.values())["ok"] is not bool(holes - harmless)
+
+
+def leftover(name: str, other: str) -> Any:
+    """What a node can look like when runs have died: a primary or standby, prepared, armed, stopped, crashed."""
+    reach = st.sampled_from([HERE - 64, HERE, HERE + 120])
+    process = st.sampled_from([None, *({**ARMED, "state": s} for s in ("armed", "promoting", "promoted", "refused"))])
+    upstream = st.sampled_from([standby(name, n)["upstream"] for n in ("db1", "db2", "db3") if n != name] + [None])
+    older_or_newer = st.sampled_from([1, 1, 1, 2])
+    running = st.builds(
+        lambda at, armed, up, tli: standby(
+            name,
+            other,
+            at,
+            False,
+            armed=armed,
+            upstream=up,
+            timeline=tli,
+            lsn={"held": f"0/{at:X}", "receive": f"0/{at:X}", "flush": None},
+        ),
+        reach,
+        process,
+        upstream,
+        older_or_newer,
+    )
+    down = st.builds(
+        lambda kind, at, up, signal, tli: stopped(name, kind, at, tli, signal, upstream=up),
+        st.sampled_from(["shut down", "in production", "shutting down", "shut down in recovery"]),
+        reach,
+        upstream,
+        st.booleans(),
+        older_or_newer,
+    )
+    leads = st.builds(
+        lambda at, signal, tli: primary(name, other, at=at, standby_signal=signal, timeline=tli),
+        reach,
+        st.booleans(),
+        older_or_newer,
+    )
+    return st.one_of(running, down, leads)
+
+
+@given(
+    st.tuples(leftover("db1", "db2"), leftover("db2", "db1"), st.one_of(st.none(), leftover("db3", "db1"))),
+    TARGETS,
+    MODES,
+)
+def test_whatever_runs_left_behind_makes_no_second_primary_and_loses_nothing(
+    left: tuple[Any, ...], target: str | None, mode: str
+) -> None:
+    states = [s for s in left if s]
+    decided = plan(*states, target=target, mode=mode)
+    nodes = {s["name"]: s for s in states}
+    if not decided["ok"]:
+        return
+    resume, chosen = decided["resume"], decided["target"]
+    primaries = [n for n, s in nodes.items() if s["role"] == "primary"]
+    assert len(primaries) < 2
+    armed_now = {n for n, s in nodes.items() if (s.get("armed") or {}).get("state") in ("armed", "promoting")}
+    assert armed_now - {chosen} <= set(decided["disarm"]), "nobody promotes himself behind our back"
+    if resume == "finish":
+        assert primaries == [chosen]
+        assert not nodes[chosen]["standby_signal"]
+    elif resume == "back":
+        assert primaries in ([], [chosen])
+        if not primaries:
+            assert nodes[chosen]["control"]["state"] in ("shut down", "shutting down", "in production")
+            assert all(s["timeline"] <= nodes[chosen]["timeline"] for s in states)
+    elif resume == "promote":
+        assert not primaries
+        assert nodes[chosen]["role"] == "standby"
+        required = int(decided["require_lsn"].split("/")[1], 16)
+        assert int(nodes[chosen]["lsn"]["held"].split("/")[1], 16) > required
+        for name in decided["followers"] if decided["old_primary"] is None else []:
+            assert int(nodes[name]["lsn"]["held"].split("/")[1], 16) <= required + 1
+    else:
+        assert (primaries == [decided["old_primary"]]) is (mode == "planned")
