@@ -132,6 +132,13 @@ def move(directory: str, to: str, **changes: Any) -> bool:
         return True
 
 
+def forget(directory: str) -> None:
+    """Remove the state of a process that is gone, when it says nothing about the node any more."""
+    where = paths(directory)
+    with locked(where.mutex), contextlib.suppress(FileNotFoundError):
+        os.unlink(where.state)
+
+
 def write(where: Paths, stored: Mapping[str, Any]) -> None:
     """Replace the state, all or nothing. The caller holds the mutex."""
     # Not write_durably(): it follows a link, and this directory is open to everybody.

@@ -25,13 +25,14 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import Any, NoReturn, Optional
 
-from .armed_state import Paths, boot_clock, is_alive, load, locked, move, paths, read_armed, write
+from .armed_state import Paths, boot_clock, forget, is_alive, load, locked, move, paths, read_armed, write
 from .promotion import (
     OldPrimarySeen,
     PromotionPending,
     PromotionRefused,
     Wanted,
     adder,
+    blank_result,
     look_at_primary,
     new_timeline,
     primary_conninfo,
@@ -239,7 +240,7 @@ def arm(
     PromotionRefused when a check fails or it could not be started, PromotionPending when the one before it promotes.
     """
     state = read_state(instance)
-    result = _result(state)
+    result = blank_result(state)
     seen = OldPrimarySeen("unknown", "its address", "was not looked at")
     if state["role"] == "standby":
         conninfo = primary_conninfo(state, primary)
@@ -280,7 +281,7 @@ def disarm(instance: Instance, *, check_mode: bool = False) -> dict[str, Any]:
         if not check_mode:
             _await_end(where)
             told = read_armed(where)
-    result = {**_result(read_state(instance)), "changed": changed, "armed": told}
+    result = {**blank_result(read_state(instance)), "changed": changed, "armed": told}
     if told and told["state"] in ("promoting", "promoted") and not _follows_again(instance, told["state"]):
         raise PromotionPending(
             f"{instance.name} cannot be disarmed any more: it was asked to become the primary on the proof that it"
@@ -323,6 +324,8 @@ def collect(
     if told and told["state"] == "promoted":
         if result["changed"] or result["node"]["role"] != "primary":
             result["armed"] = None  # of an earlier time: it was made a standby again
+            if not check_mode:
+                forget(where)
         else:
             _verify(instance, wanted, result)
             stored = load(paths(where)) or {}
@@ -385,22 +388,6 @@ def _follows_again(instance: Instance, state: str) -> bool:
     except (HotspareError, psycopg2.Error):
         return False
     return bool(recovering) and (state == "promoted" or float(started) > asked)
-
-
-def _result(state: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "changed": False,
-        "pending": False,
-        "checks": [],
-        "old_timeline": state["timeline"],
-        "new_timeline": state["timeline"],
-        "switch_lsn": None,
-        "seconds": 0.0,
-        "armed": None,
-        "kept_for_archive": [],
-        "warnings": [],
-        "node": state,
-    }
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -236,6 +236,23 @@ def primary_conninfo(state: Mapping[str, Any], primary: Mapping[str, Any] | None
     return {**conninfo, **given}
 
 
+def blank_result(state: Mapping[str, Any]) -> dict[str, Any]:
+    """What pg_promote returns when nothing was done; see its RETURN."""
+    return {
+        "changed": False,
+        "pending": False,
+        "checks": [],
+        "old_timeline": state["timeline"],
+        "new_timeline": state["timeline"],
+        "switch_lsn": None,
+        "seconds": 0.0,
+        "armed": None,
+        "kept_for_archive": [],
+        "warnings": [],
+        "node": state,
+    }
+
+
 def promote(
     instance: Instance,
     wanted: Wanted,
@@ -256,19 +273,7 @@ def promote(
     """
     started = time.monotonic()
     state = read_state(instance)
-    result: dict[str, Any] = {
-        "changed": False,
-        "pending": False,
-        "checks": [],
-        "old_timeline": state["timeline"],
-        "new_timeline": state["timeline"],
-        "switch_lsn": None,
-        "seconds": 0.0,
-        "armed": None,
-        "kept_for_archive": [],
-        "warnings": [],
-        "node": state,
-    }
+    result = blank_result(state)
     if state["role"] == "primary":
         # A run that died between promotion and CHECKPOINT is finished here.
         if not check_mode:

@@ -193,7 +193,7 @@ def test_disarming_twice(pair, arm, four_steps):
     look = lambda: state(pair.standby)["state"]  # noqa: E731
     results = four_steps("pg_promote", {**pair.standby.params, "state": "disarmed"}, look)
     assert [result["armed"]["state"] for result in results] == ["armed", "disarmed", "disarmed", "disarmed"]
-    assert not Path(f"/proc/{process}").exists()
+    eventually(lambda: not Path(f"/proc/{process}").exists())
     pair.primary.stop()
     time.sleep(0.2)
     assert recovers(pair.standby)
@@ -243,6 +243,25 @@ def test_there_and_back(pair, lab, arm, run_module, collect):
     gone = run_module("pg_promote", {**pair.standby.params, "state": "disarmed"})
     assert (gone.get("failed"), gone["changed"]) == (None, False)
     assert arm(require_timeline=3)["changed"] is True
+    os.kill(state(pair.standby)["pid"], signal.SIGKILL)
+    pair.primary.stop()
+    result = collect(**required(pair.primary))
+    assert (result["armed"]["state"], result["new_timeline"]) == ("disarmed", 4)
+
+
+def test_what_it_did_once_is_forgotten_when_it_is_promoted_again(pair, lab, arm, collect):
+    arm()
+    pair.primary.stop()
+    assert decided(pair.standby)["state"] == "promoted"
+    lab.follow(pair.standby, pair.primary)
+    pair.standby.stop()
+    pair.primary.program("pg_ctl", "promote", "-w", "-D", str(pair.primary.data))
+    pair.primary.sql(f"SELECT pg_drop_replication_slot('{pair.standby.slot}')")
+    lab.follow(pair.primary, pair.standby)
+    pair.primary.stop()
+    result = collect(**required(pair.primary))
+    assert (result["changed"], result["armed"]) == (True, None), result
+    assert read_armed(pair.standby.instance.data_directory) is None
 
 
 def test_a_killed_primary_is_no_proof(pair, arm, collect):

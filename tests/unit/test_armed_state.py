@@ -14,6 +14,7 @@ from ansible_collections.hotspare.postgresql.plugins.module_utils import armed_s
 from ansible_collections.hotspare.postgresql.plugins.module_utils.armed_state import (
     MOVES,
     boot_clock,
+    forget,
     is_alive,
     locked,
     move,
@@ -85,6 +86,13 @@ def test_moves(directory, before, to):
     assert told is not None
     assert told["state"] == (to if allowed else "dead" if before == "armed" else before)
     assert (told["reason"] == "why") is allowed
+
+
+def test_what_is_over_is_forgotten(directory):
+    forget(directory)
+    write(paths(directory), stored("promoted"))
+    forget(directory)
+    assert read_armed(directory) is None
 
 
 def test_of_two_that_come_together_one_is_too_late(directory):
