@@ -27,7 +27,8 @@ UNITS = {"outage": "seconds without an acknowledged commit", "rejoin": "seconds 
 
 
 def main() -> None:
-    plt.rcParams["svg.hashsalt"] = "hotspare"  # the same figures make the same file
+    # The same figures make the same file; text stays text.
+    plt.rcParams.update({"svg.hashsalt": "hotspare", "svg.fonttype": "none"})
     record = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     events = record["events"]
     panels = {
@@ -37,7 +38,7 @@ def main() -> None:
     panels = {case: tools for case, tools in panels.items() if tools}
     widths = [len(tools) + 0.5 for tools in panels.values()]
     figure, axes = plt.subplots(
-        1, len(panels), figsize=(1.1 * sum(widths) + 1, 3.8), width_ratios=widths, squeeze=False
+        1, len(panels), figsize=(0.85 * sum(widths) + 1, 3.8), width_ratios=widths, squeeze=False
     )
     for axis, (case, tools) in zip(axes[0], panels.items()):
         title, key = PANELS[case]
