@@ -223,9 +223,9 @@ def test_follow_of_a_running_standby_with_another_slot(pair, run_module):
 def test_a_standby_that_was_stopped_in_vain_is_started_again(pair, run_module, lab):
     """The primary goes away in the moment between the two looks."""
     primary, standby = pair.primary, pair.standby
-    gone = f"{{real}} stop -m immediate -D {primary.data}"
-    script = f'case "$*" in *stop*) {{real}} "$@"; {gone};; *) exec {{real}} "$@";; esac'
-    programs = throttled(standby, lab.directory / "bin", "pg_ctl", script)
+    gone = f"{primary.instance.program('pg_ctl')} stop -m immediate -D {primary.data} >/dev/null 2>&1"
+    script = f'test -e {standby.data}/postmaster.pid || {gone}; exec {{real}} "$@"'
+    programs = throttled(standby, lab.directory / "bin", "pg_controldata", script)
     args = wanted(primary, standby, application_name="another", bin_directory=programs)
     result = run_module("pg_rebuild", args)
     assert failed(result) == {"source_answers"}, result
