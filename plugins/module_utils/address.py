@@ -28,7 +28,7 @@ from .shell import HotspareError, run
 
 PRIMARY_SECONDS = 0.1  # between two looks at a primary; if it closes the connection that is seen at once
 OTHER_SECONDS = 0.05  # between two looks at any other: clients wait for the new primary
-ANSWER_SECONDS = 2.0  # a server that takes longer to say what it is serves nobody
+ANSWER_SECONDS = 5.0  # a server that takes longer to say what it is serves nobody
 LINGER_SECONDS = 0.2  # for the last packets of connections that the server has closed
 CHECK_SECONDS = 1.0  # whether somebody else took the address away, or changed our files
 ANNOUNCE_SECONDS = (0.0, 0.1, 0.5, 2.0)  # after the address is there; a packet may be lost
