@@ -127,7 +127,7 @@ class Machine:
         return shown == "off"
 
     def has_standby(self) -> bool:
-        streaming = "select count(*) from pg_stat_replication where state = 'streaming'"
+        streaming = "select count(*) from pg_stat_replication where state = 'streaming' and application_name !~ '^pg_'"
         return self.sql(streaming, check=False) not in ("", "0")
 
     def kill(self) -> None:

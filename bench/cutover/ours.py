@@ -107,7 +107,7 @@ class Ours(Pair):
     def rejoin(self, old: Machine, new: Machine) -> str:
         command = self.must(self.playbook("rebuild_standby", "-e", f"node={old.short}", "-e", f"confirm={old.short}"))
         until("ours: the old primary streams", new.has_standby, 60)
-        return f"rebuild_standby.yml ({command.seconds:.1f} s)"
+        return f"rebuild_standby.yml by {command.phases.get('method')}, the whole of it {command.seconds:.1f} s"
 
 
 def phases(steps: list[dict[str, Any]]) -> dict[str, Any]:
@@ -122,4 +122,6 @@ def phases(steps: list[dict[str, Any]]) -> dict[str, Any]:
             known.setdefault("shutdown", step["shutdown"])
         if "armed" in step:
             known["armed"] = step["armed"]
+        if "method" in step:
+            known["method"] = step["method"]
     return known

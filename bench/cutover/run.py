@@ -192,8 +192,9 @@ def crash(pair: Pair) -> dict[str, Any]:
             watched = time.monotonic()
         # A tool that works by itself has worked since the machine started; an operator begins when the machine is up.
         begun = began if pair.automatic else time.monotonic()
-        how = pair.rejoin(old, new)
-        rejoined = (watched if at_boot == ALONE else time.monotonic()) - begun
+        how, rejoined = rejoin(pair, old, new, begun)
+        if at_boot == ALONE:
+            rejoined = watched - begun
     command = typed.result()
     event = ledger.measured(old, new)
     event.update(
@@ -201,6 +202,16 @@ def crash(pair: Pair) -> dict[str, Any]:
     )
     event["writable_after_command"] = rounded(event["writable_at"] - command.began) if event["writable_at"] else None
     return event
+
+
+def rejoin(pair: Pair, old: Machine, new: Machine, began: float) -> tuple[str, float]:
+    """How, and seconds until it streams, for which a command may not end at once."""
+    with ThreadPoolExecutor(1) as operator:
+        typed = operator.submit(pair.rejoin, old, new)
+        while not typed.done() and not new.has_standby():
+            time.sleep(0.1)
+        seconds = time.monotonic() - began
+        return typed.result(), seconds
 
 
 ALONE = "streams by itself"
@@ -236,8 +247,8 @@ def rebuild(pair: Pair) -> dict[str, Any]:
     old.root("systemctl stop postgresql@17-main")
     new.sql("checkpoint")
     began = time.monotonic()
-    how = pair.rejoin(old, new)
-    return {"old": old.short, "new": new.short, "rejoin": round(time.monotonic() - began, 2), "how": how}
+    how, rejoined = rejoin(pair, old, new, began)
+    return {"old": old.short, "new": new.short, "rejoin": round(rejoined, 2), "how": how}
 
 
 CASES: dict[str, Callable[[Pair], dict[str, Any]]] = {
