@@ -46,7 +46,7 @@ def seen(lab):
         text = lab.run(node, "cat", MONITOR)
         lab.run(node, "pkill", "-f", "ip -4 -o -ts monitor", check=False)
         found += [
-            (stamp, node, gone is None)
+            (stamp, node, not gone)
             for stamp, gone in re.findall(rf"^\[(\S+)\] (Deleted )?.*\b{address}/", text, re.MULTILINE)
         ]
     found.sort()
