@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import pytest
 from ledger import Watch, assert_pair, both_writable, ledger, missing
 
 SYNCHRONOUS = ("-e", "primary_synchronous_standbys=1")
@@ -105,17 +104,3 @@ def test_the_newer_of_two_primaries_is_kept(lab):
     lab.play("rebuild_standby", "-e", f"node={older}", "-e", f"confirm={older}")
     assert missing(lab, newer, client.rows) == []
     assert_pair(lab, newer, older)
-
-
-@pytest.mark.parametrize("first", ["primary", "standby"])
-def test_both_machines_lose_their_power(lab, first):
-    """Nobody tells the primary that it is the primary still: the guard must not keep it from starting."""
-    primary, standby = lab.roles()
-    for node in (primary, standby):
-        lab.docker("kill", node)
-    for node in (primary, standby) if first == "primary" else (standby, primary):
-        lab.restart_container(node)
-    assert lab.roles() == (primary, standby)
-    streams = "SELECT status FROM pg_stat_wal_receiver"
-    lab.wait_for(lambda: lab.sql(standby, streams) == "streaming", f"{standby} streams again")
-    assert_pair(lab, primary, standby)
