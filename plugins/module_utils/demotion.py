@@ -12,6 +12,7 @@ from .conninfo import Upstream
 from .server import (
     Instance,
     assert_upstream_settings,
+    effective_setting,
     has_signal,
     read_text,
     require_configuration,
@@ -20,6 +21,9 @@ from .server import (
     write_upstream,
 )
 from .shell import HotspareError, remove_durably, write_durably
+
+# Left over from a restore, any of these would end or promote the standby. PostgreSQL manual, 20.5.6 Recovery Target.
+RECOVERY_TARGETS = tuple(f"recovery_target{name}" for name in ("", "_lsn", "_name", "_time", "_xid"))
 
 
 def prepare(instance: Instance, upstream: Upstream, *, check_mode: bool = False) -> bool:
@@ -34,6 +38,12 @@ def prepare(instance: Instance, upstream: Upstream, *, check_mode: bool = False)
         raise HotspareError(
             f"{instance} was not prepared to be a standby: backup_label is there, and it would start from that old "
             "backup's position; end the exclusive base backup first"
+        )
+    targets = [name for name in RECOVERY_TARGETS if effective_setting(instance, name)]
+    if targets:
+        raise HotspareError(
+            f"{instance} was not prepared to be a standby: its configuration sets {', '.join(targets)}, so it would "
+            "recover to there instead of following the new primary; remove that first (ALTER SYSTEM RESET, or the file)"
         )
     marked, differs = has_signal(instance, "standby.signal"), upstream_differs(instance, upstream)
     if check_mode:

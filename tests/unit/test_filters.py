@@ -17,7 +17,14 @@ import pytest
 import yaml
 from ansible.errors import AnsibleFilterError
 from ansible_collections.hotspare.postgresql.plugins.filter import topology as plugin
-from ansible_collections.hotspare.postgresql.plugins.module_utils import cutover, lock, records, report, status, topology
+from ansible_collections.hotspare.postgresql.plugins.module_utils import (
+    cutover,
+    lock,
+    records,
+    report,
+    status,
+    topology,
+)
 from ansible_collections.hotspare.postgresql.tests.unit.nodes import UNREACHABLE, answers, primary, standby
 
 FILTERS = plugin.FilterModule().filters()
