@@ -569,8 +569,8 @@ node:
         path: /run/lock/hotspare-0123456789abcdef.operation.json
     armed:
       description:
-        - What the process of M(hotspare.postgresql.pg_promote) says that waits for the last record of the primary. V(null)
-          if there was none since the boot.
+        - What the process of M(hotspare.postgresql.pg_promote) says that waits for the proof. V(null) if there was none
+          since the boot.
         - C(state) is V(armed), V(promoting), V(promoted), V(disarmed), V(expired), V(refused), V(dead) when its process
           is gone, or V(unknown); C(reason) says why. C(expires_in) is in seconds, C(position) is where it was armed,
           C(proof) the record that it found, C(phases) are seconds after the end of the stream, and C(at) seconds since
