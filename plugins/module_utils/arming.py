@@ -404,7 +404,7 @@ def _start(instance: Instance, wanted: Session) -> Optional[str]:
     os.close(theirs)
     os.waitpid(child, 0)
     try:
-        ready, _, _ = select.select([ours], [], [], ARM_SECONDS)
+        ready = select.select([ours], [], [], ARM_SECONDS)[0]
         answer = os.read(ours, 4096).decode() if ready else f"its process did not look within {ARM_SECONDS} s"
     finally:
         os.close(ours)

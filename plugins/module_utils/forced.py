@@ -255,7 +255,7 @@ def _silent_sender(
     if senders and set(senders) <= fenced:
         return check(name, True, f"{listed(senders)} is fenced before anything is promoted")
     who, silent = listed(senders) if senders else host or "its primary", part(state, "wal_receiver", "silent_seconds")
-    answers = [str(p.get("answer")) for about in senders for _, p in _said_by_peers(nodes, [chosen], about)]
+    answers = [str(said[1].get("answer")) for about in senders for said in _said_by_peers(nodes, [chosen], about)]
     gone = bool(answers) and set(answers) <= {"refused", "silent"}
     if isinstance(silent, bool) or not isinstance(silent, (int, float)):
         if gone:

@@ -67,10 +67,10 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run a command; its exit code, 1 for an error, 2 for a usage that is not known."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments == ["--version"]:
-        print(f"hotspare {VERSION}")
+        sys.stdout.write(f"hotspare {VERSION}\n")
         return 0
     if len(arguments) != 2 or arguments[0] not in COMMANDS:
-        print(f"usage: hotspare.pyz --version | {'|'.join(COMMANDS)} CONFIG", file=sys.stderr)
+        _say(f"usage: hotspare.pyz --version | {'|'.join(COMMANDS)} CONFIG")
         return 2
     command, path = arguments
     try:
@@ -111,7 +111,8 @@ def _address_off(path: str) -> int:
 
 def _say(text: str) -> None:
     """To the journal, where `systemctl status` shows it."""
-    print(text, file=sys.stderr, flush=True)
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
 
 
 COMMANDS: dict[str, Callable[[str], int]] = {

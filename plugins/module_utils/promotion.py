@@ -41,7 +41,7 @@ RECOVERING = (
 WAIT_SHARE = 0.5
 ASK_SECONDS = 5.0  # the old primary has to answer in
 # Where it is taken to be dead the clients wait, and the other nodes were asked as well just before.
-FORCED_ASK_SECONDS = 1.0
+FORCED_ASK_SECONDS = 0.5
 # No route to a dead machine, or its name is gone: libpq has no code for that, only words.
 UNREACHABLE = re.compile(r"No route to host|Network is unreachable|Host is down|could not translate host name")
 
@@ -205,7 +205,8 @@ def look_at_primary(
     try:
         with connection.cursor() as cursor:
             cursor.execute("IDENTIFY_SYSTEM")
-            found, _, position, _ = cursor.fetchone()
+            identified = cursor.fetchone()
+            found, position = identified[0], identified[2]
             settings = {}
             names = ["transaction_read_only", "default_transaction_read_only"]
             for name in names + ["in_hot_standby"] * (connection.server_version >= 140000):

@@ -229,11 +229,12 @@ def addresses(host: str) -> list[str]:
         return named
     by_family: dict[int, set[str]] = {}
     try:
-        for family, _, _, _, where in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM):
+        for found in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM):
+            family, where = found[0], found[4]
             by_family.setdefault(family, set()).add(str(where[0]))
     except OSError:
         return []  # the connection will say it better
-    several = [found for found in by_family.values() if len(found) > 1]
+    several = [names for names in by_family.values() if len(names) > 1]
     return sorted(several[0]) if several else []
 
 
