@@ -19,6 +19,7 @@ from typing import Any
 from .server import as_client, connect_failed
 
 ASK_SECONDS = 2.0
+READ_ONLY = ("transaction_read_only", "default_transaction_read_only")
 # libpq's words for what the kernel says of a host that is not there.
 GONE = re.compile(r"No route to host|Network is unreachable|Host is down|Connection timed out|timeout expired")
 
@@ -99,6 +100,19 @@ def _blank(peer: Peer) -> dict[str, Any]:
     }
 
 
+def role_said(settings: Mapping[str, str]) -> str:
+    """primary, standby or unknown, by in_hot_standby (PostgreSQL 14 and later) or by READ_ONLY.
+
+    In recovery every transaction is read-only, whatever the default is; where the default says so too, nobody knows.
+    """
+    if "in_hot_standby" in settings:
+        return "standby" if settings["in_hot_standby"] == "on" else "primary"
+    transaction, default = (settings[name] for name in READ_ONLY)
+    if transaction == "off":
+        return "primary"
+    return "standby" if default == "off" else "unknown"
+
+
 def _wait(questions: Sequence[_Question], left: float) -> None:
     reading = [q.connection for q in questions if q.wanted == "read"]
     writing = [q.connection for q in questions if q.wanted == "write"]
@@ -141,18 +155,19 @@ class _Question:
         yield from self._until_ready()
         cursor = self.connection.cursor()
         said: dict[str, Any] = {}
-        commands = ("IDENTIFY_SYSTEM", "SHOW transaction_read_only", "SHOW default_transaction_read_only")
-        for command in commands:
+        # Only 14 and later say it outright.
+        names = ["in_hot_standby"] if self.connection.server_version >= 140000 else list(READ_ONLY)
+        for command in ("IDENTIFY_SYSTEM", *[f"SHOW {name}" for name in names]):
             cursor.execute(command)
             yield from self._until_ready()
-            said[command] = cursor.fetchone()
-        identifier, timeline = said[commands[0]][:2]
-        # In recovery every transaction is read-only whatever the default; what is not proved to be a standby counts
-        # as a primary. (PostgreSQL 14 has in_hot_standby; 13 has not.)
-        standby = [said[command][0] for command in commands[1:]] == ["on", "off"]
+            said[command.removeprefix("SHOW ")] = cursor.fetchone()
+        identifier, timeline = said.pop("IDENTIFY_SYSTEM")[:2]
+        answer = role_said({name: row[0] for name, row in said.items()})
         self.found.update(
-            answer="standby" if standby else "primary",
-            detail=f"it answers as a {'standby' if standby else 'primary'}",
+            answer=answer,
+            detail=f"it answers as a {answer}"
+            if answer != "unknown"
+            else "it is read-only, as a standby or by its default",
             system_identifier=str(identifier),
             timeline=int(timeline),
         )

@@ -40,6 +40,22 @@ def test_only_what_is_certain_is_said(text: str, answer: str) -> None:
     assert "db2 at 192.0.2.2 port 5433" in found["detail"]
 
 
+@pytest.mark.parametrize(
+    ("settings", "role"),
+    [
+        ({"in_hot_standby": "on"}, "standby"),
+        ({"in_hot_standby": "off"}, "primary"),
+        ({"transaction_read_only": "off", "default_transaction_read_only": "off"}, "primary"),
+        ({"transaction_read_only": "off", "default_transaction_read_only": "on"}, "primary"),
+        ({"transaction_read_only": "on", "default_transaction_read_only": "off"}, "standby"),
+        # Either of them; a guard that took it for a primary would keep a healthy one down.
+        ({"transaction_read_only": "on", "default_transaction_read_only": "on"}, "unknown"),
+    ],
+)
+def test_what_it_is_by_its_settings(settings: dict[str, str], role: str) -> None:
+    assert peers.role_said(settings) == role
+
+
 def test_the_connection_is_the_one_that_a_standby_makes() -> None:
     given = DB2.parameters(2.0)
     assert (given["replication"], given["host"], given["port"]) == ("true", "192.0.2.2", 5433)
