@@ -62,7 +62,7 @@ def read_armed(directory: str) -> Optional[dict[str, Any]]:
 
     state (armed, promoting, promoted, disarmed, expired, refused; `dead` when it is armed and its process is gone),
     alive, reason, since (UTC), expires_in (s, negative when it is over), pid, position (LSN at arming), phases (s),
-    proof, at (epoch seconds). HotspareError when it is not known.
+    proof, at (epoch seconds), collected (a run has seen the promotion). HotspareError when it is not known.
     """
     where = paths(directory)
     alive = is_alive(where)  # before the state: a process that ended in between has written its last word
@@ -74,6 +74,9 @@ def load(where: Paths) -> Optional[dict[str, Any]]:
     """The state as it is stored, None when there is none. HotspareError."""
     try:
         with open(os.open(where.state, os.O_RDONLY | os.O_NOFOLLOW), encoding="utf-8") as file:
+            owner = os.fstat(file.fileno()).st_uid
+            if owner not in (0, os.geteuid()):  # anybody may write into this directory
+                raise ValueError(f"it belongs to account number {owner}")
             stored = json.loads(file.read(MAX_BYTES))
         if missing := [name for name in FIELDS if name not in stored]:
             raise ValueError(f"no {missing[0]}")
@@ -97,7 +100,7 @@ def shown(stored: Mapping[str, Any], *, alive: bool, now: float) -> dict[str, An
         "reason": reason,
         "since": str(stored["since"]),
         "expires_in": round(stored["expires"] - now, 1),
-        **{name: stored[name] for name in ("pid", "position", "phases", "proof", "at")},
+        **{name: stored[name] for name in ("pid", "position", "phases", "proof", "at", "collected")},
     }
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TypedDict
 
-from .forced import Loss, clean_primary, forced_plan
+from .forced import Loss, back_plan, clean_primary, forced_plan
 from .preflight import (
     MAX_ARCHIVE_BACKLOG,
     MAX_LAG_BYTES,
@@ -23,6 +23,7 @@ from .preflight import (
     holds_shutdown,
     is_armed,
     lock_free,
+    newest,
     not_waivable,
     planned_checks,
     senders_free,
@@ -50,6 +51,7 @@ from .records import (
     refused,
     row_of,
     size,
+    slot_name,
     stopped_cleanly_as_primary,
     timeline,
 )
@@ -69,6 +71,7 @@ class FailoverPlan(TypedDict):
     followers: list[str]
     resume: str | None
     nothing_to_do: bool
+    collect: bool
     disarm: list[str]
     fence: list[str]
     stonith: list[str]
@@ -108,8 +111,11 @@ def failover_plan(
     `promote` = nobody is primary; only the promotion, with require_lsn and require_timeline, and what follows is left:
     the old primary is stopped cleanly or, when old_primary is None, runs as a standby and is among the followers.
     `finish` = the target is primary already; old_primary and followers have to be attached, and those in `disarm`
-    disarmed (nothing_to_do when all is so). `back` = what a run began cannot, or shall not, go on: disarm those in
-    `disarm`, then make `target` (= old_primary, running or stopped) the primary that it was, undoing its preparation.
+    disarmed (nothing_to_do when all is so). With `collect` it promoted itself, armed by a run that died: all that comes
+    after a promotion is to be done yet, with require_lsn where the old primary stands as it was stopped.
+    `back` = what a run began cannot, or shall not, go on: disarm those in `disarm`, then make `target` (= old_primary,
+    running or stopped) the primary that it was, undoing its preparation. Also forced, with a target that stopped
+    cleanly as the primary: the standby died in a cutover.
 
     Forced: those in `disarm` are disarmed, then those in `fence` are reached and fenced, and for those in `stonith` the
     fence command is run; needs_confirm are those that the operator has to name. One whose old primary proves to be
@@ -127,6 +133,7 @@ def failover_plan(
         "followers": [],
         "resume": None,
         "nothing_to_do": False,
+        "collect": False,
         "disarm": [],
         "fence": [],
         "stonith": [],
@@ -157,7 +164,7 @@ def failover_plan(
     plan["ok"] = not bad
     if bad:
         plan.update({"reason": joined(c["detail"] for c in bad), "resume": None, "nothing_to_do": False})
-        plan.update({"disarm": [], "fence": []})
+        plan.update({"collect": False, "disarm": [], "fence": []})
     return plan
 
 
@@ -201,18 +208,18 @@ def _planned(
     max_backlog: int,
     prefix: str,
 ) -> None:
-    unknown = plan["unreachable"]
-    if unknown:
+    unknown, primaries = plan["unreachable"], _role(nodes, "primary")
+    prepared = [n for n in primaries if nodes[n].get("standby_signal")]
+    # To leave a running primary what it is takes nobody else.
+    if unknown and not (prepared and target == primaries[0]):
         why = joined(f"{n} is unknown ({nodes[n].get('reason')})" for n in unknown)
-        lost = "" if _role(nodes, "primary") else ": if the primary is dead, run failover.yml -e mode=forced"
-        raise Refusal(f"{why}; a planned cutover needs an answer from every node{lost}")
-    primaries = _role(nodes, "primary")
+        raise Refusal(f"{why}; a planned cutover needs an answer from every node{_way_on(nodes, unknown, prepared)}")
     if not primaries:
         _without_primary(plan, nodes, target, addresses, prefix)
         return
     primary = primaries[0]
     if target == primary or (target is None and _interrupted_after_promotion(nodes, primary)):
-        _plan_finish(plan, nodes, primary)
+        _plan_finish(plan, nodes, primary, prefix)
         return
     chosen = standby_target(nodes, target, primary)
     plan.update(
@@ -233,17 +240,40 @@ def _planned(
         plan["report"].append(f"{primary} was prepared to become a standby by a run that did not end: it goes on")
 
 
+def _way_on(nodes: Mapping[str, State], unknown: list[str], prepared: list[str]) -> str:
+    """What to type where a node is gone for good, by what the others are."""
+    if prepared:
+        return f": to leave {prepared[0]} the primary, run failover.yml -e target={prepared[0]}"
+    if _role(nodes, "primary"):
+        return ""
+    last = [n for n in _role(nodes, "stopped") if stopped_cleanly_as_primary(nodes[n])]
+    if len(last) == 1 and not _role(nodes, "standby"):
+        return (
+            f": if {listed(unknown)} is dead, make {last[0]} the primary again: failover.yml -e mode=forced "
+            f"-e target={last[0]} -e confirm_unfenced={','.join(unknown)}"
+        )
+    return ": if the primary is dead, run failover.yml -e mode=forced"
+
+
 def _interrupted_after_promotion(nodes: Mapping[str, State], primary: str) -> bool:
     """Whether a cutover to `primary` has not attached the others yet, so that it is not to be turned round.
 
     Without a target only this tells: the only other node is the cleanly stopped former primary of an older timeline,
-    or the primary has promoted itself since its boot and one that runs does not stream from it.
+    or the primary has promoted itself since its boot, and no run has seen that yet or one that runs does not stream
+    from it.
     """
     others = [n for n, s in nodes.items() if n != primary and s["role"] != "absent"]
     if len(others) == 1 and _former_primary(nodes[others[0]], nodes[primary]):
         return True
+    if _uncollected(nodes[primary]):
+        return True
     promoted = part(nodes[primary], "armed", "state") == "promoted"
     return promoted and any(nodes[n]["role"] == "standby" and not _attached(nodes, primary, n) for n in others)
+
+
+def _uncollected(state: State) -> bool:
+    """Whether a primary promoted itself on its proof and the run that had armed it never came to see that."""
+    return part(state, "armed", "state") == "promoted" and part(state, "armed", "collected") is False
 
 
 def _former_primary(state: State, primary: State) -> bool:
@@ -254,11 +284,14 @@ def _former_primary(state: State, primary: State) -> bool:
 # -- continued --------------------------------------------------------------------------------------------------------
 
 
-def _plan_finish(plan: FailoverPlan, nodes: Mapping[str, State], primary: str) -> None:
+def _plan_finish(
+    plan: FailoverPlan, nodes: Mapping[str, State], primary: str, prefix: str, confirmed: Iterable[str] = ()
+) -> None:
     """The target is primary already: what is left is to attach the others."""
     if nodes[primary].get("standby_signal"):
         # A run to another target died before the stop, and this one wants none of it.
         _plan_back(plan, nodes, primary, f"{primary} stays the primary, what a cutover away from it began is undone")
+        plan["checks"].append(_no_stranger_armed(nodes, primary, set(plan["unreachable"]) - set(confirmed), prefix))
         return
     stopped = _role(nodes, "stopped")
     returning = [n for n in stopped if _former_primary(nodes[n], nodes[primary])]
@@ -268,6 +301,11 @@ def _plan_finish(plan: FailoverPlan, nodes: Mapping[str, State], primary: str) -
     standbys = _role(nodes, "standby")
     attached = [n for n in standbys if _attached(nodes, primary, n)]
     armed = _armed(nodes, primary)
+    collect = _uncollected(nodes[primary])
+    if collect:
+        plan["mode"] = "planned"  # there is proof, however this run was called
+        if old and _former_primary(nodes[old], nodes[primary]):
+            plan["require_lsn"] = part(nodes[old], "control", "checkpoint_lsn")
     plan.update(
         {
             "target": primary,
@@ -277,8 +315,9 @@ def _plan_finish(plan: FailoverPlan, nodes: Mapping[str, State], primary: str) -
             "disarm": armed,
             "needs_rebuild": [n for n in stopped if n != old],
             "system_identifier": nodes[primary].get("system_identifier"),
-            "nothing_to_do": not old and not armed and attached == standbys,
-            "reason": f"{primary} is the primary already",
+            "nothing_to_do": not old and not armed and not collect and attached == standbys,
+            "collect": collect,
+            "reason": f"{primary} is the primary already" + (", what comes after it is left" if collect else ""),
         }
     )
     if plan["nothing_to_do"]:
@@ -312,6 +351,28 @@ def _armed(nodes: Mapping[str, State], but: str) -> list[str]:
     return [n for n in nodes if n != but and is_armed(nodes[n])]
 
 
+def _no_stranger_armed(nodes: Mapping[str, State], primary: str, unknown: Iterable[str], prefix: str) -> Check:
+    """An armed standby promotes itself at the end of the stream that it was armed for, and never on a later one.
+
+    So one that cannot be asked may be armed as long as it streams: with the preparation undone, a restart of the
+    primary would then make two.
+    """
+    name, asked = "armed_elsewhere", sorted(unknown)
+    if not asked:
+        return check(name, True, "every other node can be disarmed, or is named as dead")
+    if nodes[primary].get("replication") is None:
+        return check(name, None, f"it is not known whether {listed(asked)} streams from {primary} and may be armed")
+    streams = [n for n in asked if row_of(nodes[primary], nodes[n], slot_name(prefix, n))]
+    if not streams:
+        return check(name, True, f"{listed(asked)} does not stream from {primary}, so it is not armed")
+    return check(
+        name,
+        False,
+        f"{listed(streams)} cannot be asked and streams from {primary}, so it may be armed: let it be reached, or, when "
+        f"failover_arm_timeout is over, add -e mode=forced -e confirm_unfenced={','.join(streams)}",
+    )
+
+
 def _plan_back(plan: FailoverPlan, nodes: Mapping[str, State], old: str, reason: str) -> None:
     plan.update(
         {
@@ -337,7 +398,7 @@ def _without_primary(
     if len(last) == 1 and (target == last[0] or not stopped_cleanly_as_primary(nodes[last[0]])):
         how = "stopped" if stopped_cleanly_as_primary(nodes[last[0]]) else "did not stop cleanly"
         _plan_back(plan, nodes, last[0], f"{last[0]} {how} in a cutover that did not end and is the primary again")
-        plan["checks"].append(_newest(nodes, last[0]))
+        plan["checks"].append(newest(nodes, last[0]))
         return
     swapped = _restarted_as_standby(nodes, target, addresses)
     if swapped:
@@ -358,7 +419,7 @@ def _without_primary(
     held_all = holds_shutdown(nodes, old, chosen)
     if held_all["ok"] is False and old in last:
         _plan_back(plan, nodes, old, f"{chosen} lacks the end of {old}, which is the primary again: nothing is lost")
-        plan["checks"].append(_newest(nodes, old))
+        plan["checks"].append(newest(nodes, old))
         return
     _plan_promote(plan, nodes, old, chosen, prefix)
 
@@ -371,18 +432,6 @@ def _prepared(nodes: Mapping[str, State], name: str, addresses: Addresses) -> bo
     state = nodes[name]
     was_primary = part(state, "control", "state") in ("shut down", "shutting down", "in production")
     return bool(state.get("standby_signal")) and was_primary and follows(state, addresses) in _role(nodes, "standby")
-
-
-def _newest(nodes: Mapping[str, State], name: str) -> Check:
-    """One that a standby has overtaken must not come back as a primary: there was a promotion after it."""
-    own = timeline(nodes[name])
-    others = {n: timeline(s) for n, s in nodes.items() if n != name and has_data(s)}
-    unknown = [n for n, theirs in others.items() if theirs is None]
-    if own is None or unknown:
-        return check("timeline", None, f"the timeline of {listed(unknown or [name])} is unknown")
-    later = [n for n, theirs in others.items() if theirs is not None and theirs > own]
-    words = f"{listed(later)} is on a later timeline than {name}" if later else f"{name} is on the newest timeline"
-    return check("timeline", not later, words)
 
 
 def _restarted_as_standby(
@@ -494,16 +543,22 @@ def _forced(
 ) -> None:
     primaries = _role(nodes, "primary")
     if primaries and (target == primaries[0] or (target is None and _interrupted_after_promotion(nodes, primaries[0]))):
-        _plan_finish(plan, nodes, primaries[0])
+        _plan_finish(plan, nodes, primaries[0], prefix, confirmed)
         return
     if primaries:
         raise Refusal(
             f"{primaries[0]} answers as primary: a forced failover is for a dead one, use -e mode=planned "
             f"(or stop {primaries[0]} first)"
         )
-    decided = forced_plan(nodes, target, addresses, confirmed, has_fence_command, prefix)
+    strangers = sorted(confirmed - set(nodes))
+    if strangers:
+        raise Refusal(f"confirm_unfenced names {listed(strangers)}, which is no member ({listed(nodes)})")
+    if target is not None and stopped_cleanly_as_primary(nodes[target]):
+        decided = back_plan(nodes, target, confirmed)
+    else:
+        decided = forced_plan(nodes, target, addresses, confirmed, has_fence_command, prefix)
     chosen = decided.get("target")
-    if chosen is not None and not plan["unreachable"]:
+    if chosen is not None and decided.get("resume") is None and not plan["unreachable"]:
         old = clean_primary(nodes, chosen)
         if old is not None:
             # The fence itself, or somebody before, has stopped it cleanly: then there is proof, and nothing is lost.

@@ -91,6 +91,11 @@ def _noticed(plan: Mapping[str, Any], shutdown: Mapping[str, Any], promoted: Map
     if plan["mode"] != "planned":
         return []
     phases = _phases(promoted)
+    if phases is not None and plan["resume"]:
+        return [
+            f"clients could not write from the stop of {plan['old_primary'] or 'the old primary'}, which an earlier run"
+            f" began, until {phases['promoted']:.3f} s after its last record had come"
+        ]
     if phases is None or not shutdown.get("requested_at"):
         return ["clients could not write from the stop of the old primary until now: an earlier run stopped it"]
     # The stream ends before the stop does, so the two overlap: this is never too little.
@@ -131,5 +136,5 @@ def _archive(promoted: Mapping[str, Any], state: Mapping[str, Any], target: str)
 
 def _left(plan: Mapping[str, Any]) -> list[str]:
     """Who has to be rebuilt by hand: those the plan says, and a dead primary that nobody touched."""
-    dead = [plan["old_primary"]] if plan["mode"] == "forced" and plan["resume"] != "finish" else []
-    return sorted({name for name in [*plan["needs_rebuild"], *dead] if name})
+    dead = [plan["old_primary"]] if plan["mode"] == "forced" and plan["resume"] not in ("finish", "back") else []
+    return sorted({name for name in [*plan["needs_rebuild"], *dead] if name and name != plan["target"]})

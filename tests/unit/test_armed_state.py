@@ -62,7 +62,7 @@ def test_what_is_told(directory):
     assert told is not None
     assert (told["state"], told["alive"], told["pid"]) == ("armed", True, 42)
     assert 59 < told["expires_in"] <= 60
-    assert set(told) == {*stored(), "alive", "expires_in"} - {"expires", "receiver", "collected"}
+    assert set(told) == {*stored(), "alive", "expires_in"} - {"expires", "receiver"}
 
 
 def test_an_armed_process_that_is_gone_is_dead(directory):
@@ -118,6 +118,11 @@ def test_what_cannot_be_read_is_no_state(directory, tmp_path):
         file.write("{}")
     with pytest.raises(HotspareError, match="not one of ours"):
         read_armed(directory)
+    write(where, stored())
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    if os.getuid() != 0:  # of root's files everybody believes what they say
+        with pytest.raises(HotspareError, match="belongs to account number"):
+            read_armed(directory)
     os.unlink(where.state)
     os.symlink(tmp_path / "elsewhere", where.state)
     with pytest.raises(HotspareError, match="cannot read"):

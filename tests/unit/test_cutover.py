@@ -310,6 +310,22 @@ def test_without_a_target_a_cutover_is_finished_before_it_is_turned_round() -> N
     assert (decided["ok"], decided["resume"], decided["target"]) == (True, None, "db1")
 
 
+@pytest.mark.parametrize("mode", ["planned", "forced"])
+@pytest.mark.parametrize("target", ["db2", None])
+def test_what_comes_after_a_promotion_that_no_run_has_seen_is_left(mode: str, target: str | None) -> None:
+    unseen, seen = (armed("promoted", timeline=2, at=HERE + 500) for _ in "12")
+    unseen["armed"] = {**unseen["armed"], "collected": False}
+    seen["armed"] = {**seen["armed"], "collected": True}
+    decided = plan(DOWN, primary("db2", **unseen), target=target, mode=mode)
+    assert (decided["ok"], decided["resume"], decided["collect"], decided["mode"]) == (True, "finish", True, "planned")
+    assert decided["require_lsn"] == DOWN["control"]["checkpoint_lsn"]
+    assert plan(DOWN, primary("db2", **seen), target=target)["collect"] is False
+    # The old primary streams already: the hooks, and the others, still have not heard of it.
+    decided = plan(standby("db1", "db2", timeline=2), primary("db2", "db1", **unseen), target=target, mode=mode)
+    assert (decided["resume"], decided["collect"], decided["nothing_to_do"]) == ("finish", True, False)
+    assert decided["require_lsn"] is None
+
+
 def test_a_prepared_primary_is_told() -> None:
     decided = plan(source(**PREPARED), standby("db2"))
     assert any("was prepared to become a standby by a run that did not end" in line for line in decided["report"])

@@ -50,7 +50,11 @@ def test_a_planned_cutover() -> None:
 def test_one_that_was_continued_knows_no_time_of_the_stop() -> None:
     lines = told(plan(resume="promote"), stopped={"shutdown": {**SHUTDOWN, "requested_at": None}}, promoted=PROMOTED)
     assert not any("stopped, timeline" in line for line in lines)
-    assert any("an earlier run stopped it" in line for line in lines)
+    assert any(
+        "the stop of db1, which an earlier run began, until 0.041 s after its last record" in line for line in lines
+    )
+    ordinary = told(plan(resume="promote"), promoted={**PROMOTED, "armed": None})
+    assert any("an earlier run stopped it" in line for line in ordinary)
     refused = {**PROMOTED, "armed": {**ARMED, "state": "refused"}}
     assert "   0.035 s  db2 is primary on timeline 2, parted at 0/30000D8" in told(plan(), promoted=refused)
     assert told(plan(), promoted=refused)[-1].endswith("shut down before it was promoted")
@@ -69,6 +73,18 @@ def test_a_forced_one_says_what_may_be_lost_and_who_is_left() -> None:
         "kept for the archive: 000000010000000000000002 and 000000010000000000000003",
         "db1 is no standby yet: run rebuild_standby.yml -e node=db1 -e confirm=db1",
     ]
+
+
+def test_one_that_promoted_itself_after_its_run_had_died() -> None:
+    finished = plan(resume="finish", reason="db2 is the primary already", collect=True)
+    lines = told(finished, stopped={"shutdown": {**SHUTDOWN, "requested_at": None}}, promoted=PROMOTED)
+    assert lines[0].startswith("db2 took over from db1, planned")
+    assert lines[-1].startswith("rows lost: 0, db2 held the record with which db1 shut down")
+
+
+def test_one_that_is_the_primary_again_is_not_to_be_rebuilt() -> None:
+    back = plan(mode="forced", resume="back", target="db1", reason="db1 is the primary again", needs_rebuild=["db1"])
+    assert told(back) == ["db1 is the primary again; the whole run took 7.1 s"]
 
 
 def test_nothing_was_promoted() -> None:

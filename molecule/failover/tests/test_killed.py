@@ -8,6 +8,8 @@ Here after the tasks that matter; soak/ does it after each. The pair streams bef
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from ledger import Watch, assert_pair, both_writable, ledger, missing
 
@@ -34,6 +36,22 @@ def killed_and_run_again(lab, after, between=lambda primary, standby: None):
 )
 def test_f12_killed_right_after(lab, after):
     killed_and_run_again(lab, after)
+
+
+def test_what_comes_after_the_promotion_is_done_by_the_run_that_goes_on(lab):
+    primary, standby = lab.roles()
+    mark = "/tmp/hotspare-after"
+    hook = json.dumps({"failover_after": [{"argv": ["touch", mark], "where": "target"}]})
+    cutover = ("failover", "-e", f"target={standby}", "-e", hook)
+    with lab.configured(primary, archive_command="/bin/false"):
+        segment = lab.sql(primary, "SELECT pg_walfile_name(pg_switch_wal())")
+        assert lab.run_until_killed(*cutover, after="pg_server:stopped").killed
+        lab.wait_for(lambda: lab.sql(standby, "SELECT pg_is_in_recovery()") == "f", "it has promoted itself")
+        told = lab.play(*cutover).output
+    assert "rows lost: 0" in told and "CHECKPOINT_SHUTDOWN" in told
+    assert segment in told[told.index("kept for the archive: ") :]
+    lab.run(standby, "rm", mark)
+    assert_pair(lab, standby, primary)
 
 
 def test_f13_the_old_primarys_machine_reboots_right_after_the_promotion(lab):
