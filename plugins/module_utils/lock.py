@@ -6,6 +6,9 @@
 A lock lasts beyond the module that takes it, so it is a file and not a flock; a flock guards the look and the write.
 It goes with a reboot. It is never broken because it is old: a run whose control node was cut off may still be at work,
 so only the run that holds it, one that the control node knows to follow a dead one, or the operator by name takes it.
+
+A run that dies may leave a task at work on a node. For that there is a second lock, a flock, which ends with the task:
+`working`.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import re
 import socket
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -29,7 +33,14 @@ LOCK_DIRECTORY = "/run/lock"
 MUTEX_SECONDS = 10  # others hold it for a millisecond
 POLL_SECONDS = 0.01
 WAIT_SECONDS = 0.1
+WORK_SECONDS = 0.02
 MAX_BYTES = 65536  # a lock has some hundred
+HISTORY = re.compile(r"[0-9A-F]{8}\.history")
+
+
+class AtWork(HotspareError):
+    """Another process works on the node."""
+
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Decided (pure)
@@ -246,15 +257,7 @@ def _looking(directory: str, check_mode: bool) -> Iterator[None]:
         yield
         return
     path = _path(directory, "operation.lock")
-    flags = os.O_RDWR | os.O_NOFOLLOW
-    try:
-        # O_CREAT only if it is missing: with it, Linux does not open another account's file in such a directory.
-        try:
-            descriptor = os.open(path, flags)
-        except FileNotFoundError:
-            descriptor = os.open(path, flags | os.O_CREAT, 0o600)
-    except OSError as error:
-        raise HotspareError(f"cannot take {path}: {error.strerror}; run this as root") from error
+    descriptor = _opened(path)
     try:
         deadline = time.monotonic() + MUTEX_SECONDS
         while True:
@@ -268,3 +271,128 @@ def _looking(directory: str, check_mode: bool) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def _opened(path: str) -> int:
+    flags = os.O_RDWR | os.O_NOFOLLOW
+    try:
+        # O_CREAT only if it is missing: with it, Linux does not open another account's file in such a directory.
+        with contextlib.suppress(FileNotFoundError):
+            return os.open(path, flags)
+        return os.open(path, flags | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise HotspareError(f"cannot take the lock {path}: {error.strerror}; run this as root") from error
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One task at a time (on the node)
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def working(directory: str, where: str, what: str, timeout: float, *, check_mode: bool = False) -> Iterator[None]:
+    """Nobody else changes the server of this data directory meanwhile, not even a task whose run is dead.
+
+    `where`: the node's name. `what` is done, for whoever wants to work meanwhile. AtWork when another one does for
+    longer than `timeout` seconds; in check mode that is only looked at. Not to be taken twice by one process.
+    """
+    path = _path(directory, "lock")
+    if check_mode and not os.path.lexists(path):  # nobody ever worked here
+        yield
+        return
+    descriptor = _opened(path)
+    try:
+        _wait_for(descriptor, path, directory, where, 0 if check_mode else timeout)
+        if check_mode:
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
+        else:
+            since = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"process {os.getpid()} ({what}) since {since}\n".encode(), 0)
+        yield
+    finally:
+        fcntl.flock(descriptor, fcntl.LOCK_UN)  # closing it is not enough while a process that was forked has it open
+        os.close(descriptor)
+
+
+def _wait_for(descriptor: int, path: str, directory: str, where: str, timeout: float) -> None:
+    deadline = time.monotonic() + timeout
+    waited, token = False, None
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if not waited:
+                waited, token = True, _token(directory)
+            if time.monotonic() >= deadline:
+                holder = os.pread(descriptor, 500, 0).decode(errors="replace").strip() or "somebody"
+                raise AtWork(
+                    f"{where} is worked on by {holder}, perhaps the task of a run that died: wait until that process "
+                    f"has ended, or end it on {where}, then run this again. Nothing was changed by this task.",
+                    lock=path,
+                ) from None
+        time.sleep(WORK_SECONDS)
+    # Who waits may be such a task as well.
+    if waited and token != _token(directory):
+        raise AtWork(
+            f"another run took over the cluster while this task waited on {where}, so nothing was changed by it: see "
+            "what that run came to",
+            lock=path,
+        )
+
+
+def _token(directory: str) -> Optional[str]:
+    found = read_lock(directory)
+    return str(found["token"]) if found else None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What was seen is still so (on the node)
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def fingerprint(directory: str, armed: Optional[Mapping[str, Any]]) -> str:
+    """What a plan depends on, as a short text to compare: it changes with every start, stop and change of role.
+
+    From files alone, since it is looked at again by each task that locks a node. `armed`: as read_armed tells it.
+    """
+    signals = [name for name in ("standby.signal", "recovery.signal") if os.path.lexists(f"{directory}/{name}")]
+    histories = sorted(name for name in _names(f"{directory}/pg_wal") if HISTORY.fullmatch(name))
+    return ", ".join(
+        (
+            "data" if os.path.lexists(f"{directory}/PG_VERSION") else "no data",
+            f"server {_postmaster(directory)}",
+            " ".join(signals) or "no signal",
+            histories[-1] if histories else "no history",
+            str(armed["state"]) if armed else "not armed",
+        )
+    )
+
+
+def _names(directory: str) -> list[str]:
+    try:
+        return os.listdir(directory)
+    except OSError:
+        return []
+
+
+def _postmaster(directory: str) -> str:
+    """Process number and start time out of postmaster.pid, which outlives a crash; who starts again replaces it."""
+    try:
+        with open(f"{directory}/postmaster.pid", encoding="ascii", errors="replace") as file:
+            lines = file.read(MAX_BYTES).splitlines()
+    except FileNotFoundError:
+        return "none"
+    except OSError as error:
+        return f"unknown ({error.strerror})"
+    return " ".join(lines[index].strip() for index in (0, 2) if index < len(lines))
+
+
+def require_unchanged(where: str, expected: Optional[str], now: str) -> None:
+    """HotspareError when the node is not any more what it was when it was looked at; None was never known."""
+    if expected is not None and expected != now:
+        raise HotspareError(
+            f"{where} changed since this run looked at it: run it again (it was: {expected}; it is: {now}). "
+            f"Nothing was changed on {where}."
+        )

@@ -15,25 +15,22 @@ directory is ever called X:
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import hashlib
 import json
 import os
 import pwd
 import re
 import shutil
 import time
-from collections.abc import Iterator
 from datetime import datetime, timezone
 from typing import Any, Optional
 
 from .conninfo import Upstream, without_settings
+from .lock import working
 from .rebuild import Source
 from .rebuild_look import UNTOUCHED, Job
 from .server import Instance, has_signal, process_id, processes, set_standby_signal, write_upstream
 from .shell import HotspareError, remove_durably, run, write_durably
 
-LOCK_DIRECTORY = "/run/lock"
 POLL_SECONDS = 0.05
 RECOVERY_TARGETS = tuple(
     f"recovery_target{name}" for name in ("", "_action", "_inclusive", "_lsn", "_name", "_time", "_timeline", "_xid")
@@ -41,44 +38,9 @@ RECOVERY_TARGETS = tuple(
 KEPT = re.compile(r"\.(before|diverged)-\d{8}T\d{6}Z")
 
 
-@contextlib.contextmanager
-def only_one(job: Job, check_mode: bool = False) -> Iterator[None]:
-    """Hold the node's lock; HotspareError says who has it and since when. In check mode it is only looked at."""
-    path = f"{LOCK_DIRECTORY}/hotspare-{hashlib.sha256(os.fsencode(job.real)).hexdigest()[:16]}.lock"
-    descriptor = _open_lock(path, check_mode)
-    if descriptor is None:
-        yield
-        return
-    try:
-        try:
-            fcntl.flock(descriptor, (fcntl.LOCK_SH if check_mode else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.pread(descriptor, 500, 0).decode(errors="replace").strip() or "somebody"
-            raise HotspareError(
-                f"{job.instance.name} is being rebuilt already by {holder} (lock {path}): wait for it", lock=path
-            ) from None
-        if check_mode:
-            fcntl.flock(descriptor, fcntl.LOCK_UN)
-        else:
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"process {os.getpid()} since {utc()}\n".encode(), 0)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _open_lock(path: str, check_mode: bool) -> Optional[int]:
-    """None in check mode when nobody ever took it."""
-    flags = (os.O_RDONLY if check_mode else os.O_RDWR) | os.O_NOFOLLOW
-    try:
-        # O_CREAT only if it is missing: with it, Linux does not open another account's file in such a directory.
-        with contextlib.suppress(FileNotFoundError):
-            return os.open(path, flags)
-        return None if check_mode else os.open(path, flags | os.O_CREAT, 0o600)
-    except OSError as error:
-        raise HotspareError(
-            f"cannot take the lock {path}: {error.strerror}; run this as root, or as the account that ran it before"
-        ) from error
+def only_one(job: Job, check_mode: bool = False) -> contextlib.AbstractContextManager[None]:
+    """Hold the node, for which nobody is waited; HotspareError says who has it and since when, in check mode too."""
+    return working(job.real, job.instance.name, "pg_rebuild", 0, check_mode=check_mode)
 
 
 def utc() -> str:

@@ -78,6 +78,7 @@ class State(TypedDict, total=False):
     rebuild: dict[str, Any] | None
     lock: dict[str, Any] | None
     armed: dict[str, Any] | None
+    fingerprint: str | None
     superseded: dict[str, Any] | None
     peers: list[dict[str, Any]] | None
     reachable: bool | None

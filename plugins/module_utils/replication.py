@@ -24,7 +24,7 @@ from .armed_state import read_armed
 from .conninfo import Upstream
 from .controldata import read as read_control
 from .guard import holds, read_note
-from .lock import read_lock
+from .lock import fingerprint, read_lock
 from .peers import ASK_SECONDS as PEER_SECONDS
 from .peers import Peer
 from .peers import ask as ask_peers
@@ -86,7 +86,7 @@ def read_state(
     """
     state = _blank(instance)
     directory = os.path.realpath(instance.data_directory)
-    state.update(_machine(directory), rebuild=_rebuild(directory), **_at_work(directory))
+    state.update(rebuild=_rebuild(directory), **_at_work(directory), **_machine(directory))
     if peers is not None:
         # First, so that what the node itself says is the younger.
         state["peers"] = ask_peers(peers, instance.account, PEER_SECONDS)
@@ -160,6 +160,7 @@ def _blank(instance: Instance) -> dict[str, Any]:
         "rebuild": None,
         "lock": None,
         "armed": None,
+        "fingerprint": None,
         "superseded": None,
         "peers": None,
         "synchronous_standby_names": None,
@@ -200,7 +201,7 @@ def _at_work(directory: str) -> dict[str, Any]:
     except HotspareError as error:
         blank = dict.fromkeys(("alive", "since", "expires_in", "pid", "position", "phases", "proof", "at"))
         found["armed"] = {**blank, "state": "unknown", "reason": error.message}
-    return found
+    return {**found, "fingerprint": fingerprint(directory, found["armed"])}
 
 
 def _owner(path: str) -> str | None:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -14,6 +15,7 @@ from .asked import note_asked
 from .conninfo import Upstream, upstream_from_params
 from .demotion import give_up, prepare
 from .fencing import fence
+from .lock import AtWork, working
 from .server import (
     CLEAN_STATES,
     POLL_SECONDS,
@@ -109,12 +111,49 @@ def wanted_from_params(params: Mapping[str, Any]) -> Wanted:
 def bring_to(instance: Instance, wanted: Wanted, *, check_mode: bool = False) -> dict[str, Any]:
     """Make the server as wanted, or refuse and change nothing; what pg_server returns.
 
-    In check mode everything is checked and nothing done. HotspareError.
+    One at a time, so that what is decided on is still so when it is done; whoever else works on the server is waited
+    for, for at most `timeout`. In check mode everything is checked and nothing done. HotspareError.
     """
+    if wanted.state == "fenced":
+        return _fence(instance, wanted, check_mode)
+    with _working(instance, wanted, wanted.timeout, check_mode):
+        return _bring_to(instance, wanted, check_mode)
+
+
+def _working(
+    instance: Instance, wanted: Wanted, timeout: float, check_mode: bool
+) -> contextlib.AbstractContextManager[None]:
+    what = f"pg_server state={wanted.state}"
+    return working(instance.data_directory, instance.name, what, timeout, check_mode=check_mode)
+
+
+def _fence(instance: Instance, wanted: Wanted, check_mode: bool) -> dict[str, Any]:
+    """A fence waits for nobody. But it holds only once whoever works there has ended, who may start the server."""
+
+    def act() -> dict[str, Any]:
+        return fence(instance, timeout=wanted.timeout, check_mode=check_mode)
+
+    if check_mode:
+        return act()
+    try:
+        with _working(instance, wanted, 0, check_mode):
+            return act()
+    except AtWork:
+        first = act()
+    with _working(instance, wanted, wanted.timeout, check_mode):
+        then = act()
+    steps = first["fence"]["steps"] + then["fence"]["steps"]
+    return {
+        **then,
+        "changed": first["changed"] or then["changed"],
+        "fence": {**then["fence"], "steps": steps},
+        "seconds": round(first["seconds"] + then["seconds"], 3),
+    }
+
+
+def _bring_to(instance: Instance, wanted: Wanted, check_mode: bool) -> dict[str, Any]:
     began = time.monotonic()
     state = wanted.state
-    if state == "fenced":
-        return fence(instance, timeout=wanted.timeout, check_mode=check_mode)
     kind = data_directory_kind(instance)
     if kind != "cluster":
         if state == "reloaded":  # a node to be, whose configuration was written before its data

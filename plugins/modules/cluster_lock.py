@@ -69,6 +69,14 @@ options:
     description: The owner of a lock that the operator knows to be left behind.
     type: str
     default: ""
+  expect:
+    description:
+      - What the node was when the run looked at it, its
+        RV(hotspare.postgresql.pg_replication_state#module:node.fingerprint).
+      - If it is something else once the lock is taken, the lock is given back and it is an error, since what was
+        decided may be wrong by now. It is not looked at where the run has the lock already.
+      - Without it the node is not looked at.
+    type: str
 extends_documentation_fragment:
   - hotspare.postgresql.node
 attributes:
@@ -88,6 +96,7 @@ EXAMPLES = r"""
     data_directory: /var/lib/postgresql/17/main
     run: "{{ node_topology | hotspare.postgresql.this_run }}"
     purpose: failover to db2
+    expect: "{{ node_state.fingerprint | default(omit, true) }}"
   become: true
 
 - name: Let others work again
@@ -128,9 +137,33 @@ took_over:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.hotspare.postgresql.plugins.module_utils.lock import hold, release
-from ansible_collections.hotspare.postgresql.plugins.module_utils.server import NODE_ARGUMENTS, instance_from_params
+from ansible_collections.hotspare.postgresql.plugins.module_utils.armed_state import read_armed
+from ansible_collections.hotspare.postgresql.plugins.module_utils.lock import (
+    fingerprint,
+    hold,
+    release,
+    require_unchanged,
+)
+from ansible_collections.hotspare.postgresql.plugins.module_utils.server import (
+    NODE_ARGUMENTS,
+    Instance,
+    instance_from_params,
+)
 from ansible_collections.hotspare.postgresql.plugins.module_utils.shell import HotspareError
+
+
+def _look_again(instance: Instance, expected: str, token: str, check_mode: bool) -> None:
+    """Give the lock back if the node changed before it was taken. HotspareError."""
+    try:
+        armed = read_armed(instance.data_directory)
+    except HotspareError:
+        armed = {"state": "unknown"}  # as the state record has it
+    try:
+        require_unchanged(instance.name, expected, fingerprint(instance.data_directory, armed))
+    except HotspareError as error:
+        if not check_mode:
+            error.facts["lock"] = release(instance.data_directory, token)["lock"]
+        raise
 
 
 def main() -> None:
@@ -153,6 +186,7 @@ def main() -> None:
             "expires_in": {"type": "int", "default": 3600},
             "wait": {"type": "int", "default": 0},
             "take_over": {"type": "str", "default": ""},
+            "expect": {"type": "str"},
         },
         required_if=[("state", "held", ["purpose"])],
         supports_check_mode=True,
@@ -173,6 +207,8 @@ def main() -> None:
                 wait=params["wait"],
                 check_mode=module.check_mode,
             )
+            if params["expect"] is not None and result["changed"]:
+                _look_again(instance, params["expect"], run["token"], module.check_mode)
         else:
             result = release(instance.data_directory, run["token"], check_mode=module.check_mode)
     except HotspareError as error:

@@ -101,6 +101,11 @@ attributes:
   diff_mode:
     description: There is no difference in text to show.
     support: none
+notes:
+  - One task at a time works on a server, of this module, M(hotspare.postgresql.pg_server) and
+    M(hotspare.postgresql.pg_rebuild). Whoever comes next waits for at most O(timeout), since the task of a run that
+    died may go on for a while, and then fails with the process that is at work. Check mode does not wait. The process
+    that O(state=armed) starts is not counted.
 author:
   - hotspare contributors (@hotspare)
 """
@@ -243,6 +248,10 @@ armed:
           seconds since 1970.
       type: dict
       returned: always
+    collected:
+      description: Whether an earlier run has collected the promotion already.
+      type: bool
+      returned: always
   sample:
     state: promoted
     alive: false
@@ -256,6 +265,7 @@ armed:
       rmgr: XLOG        len (rec/tot):    114/   114, tx:          0, lsn: 0/03000060, prev 0/03000028, desc:
       CHECKPOINT_SHUTDOWN redo 0/3000060; tli 1; prev tli 1; fpw true
     at: {stream_ended: 1795183200.0123, writable: 1795183200.0514}
+    collected: false
 node:
   description: The state of the server afterwards, as M(hotspare.postgresql.pg_replication_state) returns it.
   returned: always
@@ -264,6 +274,7 @@ node:
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.hotspare.postgresql.plugins.module_utils.arming import arm, collect, disarm
+from ansible_collections.hotspare.postgresql.plugins.module_utils.lock import working
 from ansible_collections.hotspare.postgresql.plugins.module_utils.promotion import Wanted
 from ansible_collections.hotspare.postgresql.plugins.module_utils.server import NODE_ARGUMENTS, instance_from_params
 from ansible_collections.hotspare.postgresql.plugins.module_utils.shell import HotspareError
@@ -307,12 +318,14 @@ def main() -> None:
     options = {"primary": params["primary"], "timeout": params["timeout"], "check_mode": module.check_mode}
     try:
         instance = instance_from_params(params)
-        if params["state"] == "armed":
-            result = arm(instance, wanted, **options)
-        elif params["state"] == "disarmed":
-            result = disarm(instance, check_mode=module.check_mode)
-        else:
-            result = collect(instance, wanted, archive_again=params["archive_again"], **options)
+        what = f"pg_promote state={params['state']}"
+        with working(instance.data_directory, instance.name, what, params["timeout"], check_mode=module.check_mode):
+            if params["state"] == "armed":
+                result = arm(instance, wanted, **options)
+            elif params["state"] == "disarmed":
+                result = disarm(instance, check_mode=module.check_mode)
+            else:
+                result = collect(instance, wanted, archive_again=params["archive_again"], **options)
     except HotspareError as error:
         error.facts.pop("warnings", None)
         module.fail_json(msg=error.message, **error.facts)

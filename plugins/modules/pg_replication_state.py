@@ -573,11 +573,18 @@ node:
           since the boot.
         - C(state) is V(armed), V(promoting), V(promoted), V(disarmed), V(expired), V(refused), V(dead) when its process
           is gone, or V(unknown); C(reason) says why. C(expires_in) is in seconds, C(position) is where it was armed,
-          C(proof) the record that it found, C(phases) are seconds after the end of the stream, and C(at) seconds since
-          the epoch.
+          C(proof) the record that it found, C(phases) are seconds after the end of the stream, C(at) seconds since the
+          epoch, and C(collected) says whether a run has seen the promotion.
       type: dict
       returned: always
       sample: null
+    fingerprint:
+      description:
+        - What a plan for this node depends on, a short text that changes with each start, stop and change of role. It
+          is for O(hotspare.postgresql.cluster_lock#module:expect), and was read before all else.
+      type: str
+      returned: always
+      sample: data, server 4711 1795183200, standby.signal, 00000002.history, not armed
     superseded:
       description:
         - What the guard noted when it refused to start this node as a primary, the C(primary) it saw, its C(timeline)

@@ -121,6 +121,11 @@ attributes:
   diff_mode:
     description: There is no file content to show.
     support: none
+notes:
+  - One task at a time works on a server, of this module, M(hotspare.postgresql.pg_promote) and
+    M(hotspare.postgresql.pg_rebuild). Whoever comes next waits for at most O(timeout), since the task of a run that
+    died may go on for a while, and then fails with the process that is at work. With O(state=fenced) the server is
+    stopped at once all the same, but it counts as fenced only when that process has ended. Check mode does not wait.
 seealso:
   - module: hotspare.postgresql.pg_replication_state
   - module: hotspare.postgresql.pg_promote

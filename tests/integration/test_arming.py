@@ -19,7 +19,7 @@ from typing import Any
 
 import psycopg2
 import pytest
-from ansible_collections.hotspare.postgresql.plugins.module_utils import arming
+from ansible_collections.hotspare.postgresql.plugins.module_utils import arming, lock
 from ansible_collections.hotspare.postgresql.plugins.module_utils.armed_state import move, paths, read_armed
 from ansible_collections.hotspare.postgresql.plugins.module_utils.wal import format_lsn, parse_lsn
 
@@ -197,6 +197,12 @@ def test_disarming_twice(pair, arm, four_steps):
     pair.primary.stop()
     time.sleep(0.2)
     assert recovers(pair.standby)
+
+
+def test_the_armed_process_does_not_hold_the_node(pair, arm):
+    arm()
+    with lock.working(pair.standby.instance.data_directory, "db2", "pg_server", 0):
+        assert state(pair.standby)["alive"] is True
 
 
 def test_one_that_was_never_armed_is_disarmed(pair, run_module):

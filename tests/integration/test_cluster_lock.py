@@ -99,3 +99,48 @@ def test_it_waits_for_one_that_gives_it_back(options, run_module):
         waiting = pool.submit(run_module, "cluster_lock", options("b", wait=30))
         run_module("cluster_lock", options(state="released"))
         assert waiting.result()["lock"]["token"] == "b"
+
+
+def test_of_a_node_that_changed_it_is_given_back(options, run_module):
+    seen = lock.fingerprint(options()["data_directory"], None)
+    assert run_module("cluster_lock", options(expect=seen))["lock"]
+    Path(options()["data_directory"]).mkdir()
+    Path(options()["data_directory"], "PG_VERSION").write_text("17\n", encoding="ascii")
+    # Who has it knows what it does.
+    assert run_module("cluster_lock", options(expect=seen))["changed"] is False
+    run_module("cluster_lock", options(state="released"))
+    for check in (True, False):
+        refused = run_module("cluster_lock", options(expect=seen), check=check)
+        assert refused["failed"]
+        assert "db1 changed since this run looked at it: run it again" in refused["msg"]
+        assert holder(options) is None
+
+
+@pytest.mark.parametrize("role", ["primary", "standby", "stopped", "absent", "foreign"])
+def test_a_node_that_did_not_change_is_what_was_seen(pair, run_module, role):
+    node = pair.primary if role == "primary" else pair.standby
+    if role in ("stopped", "absent", "foreign"):
+        node.stop()
+    if role in ("absent", "foreign"):
+        node.data.rename(f"{node.data}.aside")
+    if role == "foreign":
+        node.data.mkdir()
+        (node.data / "notes").touch()
+    who = {"owner": "a@bastion", "token": "a", "control": CONTROL}
+    seen = run_module("pg_replication_state", node.params)["node"]
+    named = {name: node.params[name] for name in ("name", "data_directory", "bin_directory")}
+    given = {**named, "run": who, "purpose": "site"}
+    taken = run_module("cluster_lock", {**given, "expect": seen["fingerprint"]})
+    assert taken["changed"] is True
+    run_module("cluster_lock", {**given, "state": "released"})
+    assert run_module("pg_replication_state", node.params)["node"]["fingerprint"] == seen["fingerprint"]
+    for kind in ("operation.json", "operation.lock"):
+        Path(lock._path(str(node.data), kind)).unlink(missing_ok=True)
+
+
+def test_a_restart_is_a_change(pair, run_module):
+    node = pair.standby
+    before = run_module("pg_replication_state", node.params)["node"]["fingerprint"]
+    node.stop()
+    node.start()
+    assert run_module("pg_replication_state", node.params)["node"]["fingerprint"] != before

@@ -6,13 +6,17 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import psycopg2
 import pytest
+from ansible_collections.hotspare.postgresql.plugins.module_utils import lock
 from ansible_collections.hotspare.postgresql.plugins.module_utils.asked import asked_file, asked_just_now
 
 from .conftest import PASSWORD, USER, eventually
@@ -352,6 +356,73 @@ def test_a_frozen_backend_is_given_up(pair, run_module):
     assert 1 <= shutdown["seconds"] < 5
     assert node.processes() == []
     assert run_module("pg_server", {**node.params, "role": "primary"})["changed"] is True
+
+
+@pytest.fixture
+def stopping(pair, run_module):
+    """The task of a run that died: it stops the primary, which a frozen backend holds up. Its end is the fixture's."""
+    node = pair.primary
+    connection, backend = a_session(node)
+    os.kill(backend, signal.SIGSTOP)
+    with ThreadPoolExecutor(1) as pool:
+        task = pool.submit(run_module, "pg_server", {**node.params, "state": "stopped", "timeout": 60})
+        eventually(lambda: "shutting down" in node.log or "fast shutdown" in node.log)
+        yield SimpleNamespace(task=task, backend=backend)
+        if not task.done():
+            os.kill(backend, signal.SIGCONT)
+    connection.close()
+
+
+def test_one_works_at_a_time(pair, run_module, stopping):
+    node = pair.primary
+    again = {**node.params, "role": "primary"}
+    held = rf"{node.instance.name} is worked on by process \d+ \(pg_server state=stopped\) since"
+    for name, options in (
+        ("pg_server", {**again, "timeout": 1}),
+        ("pg_server", {**node.params, "state": "running", "role": "primary", "timeout": 1}),
+        ("pg_promote", {**node.params, "state": "disarmed", "timeout": 1}),
+    ):
+        began = time.monotonic()
+        refused = run_module(name, options)
+        assert refused["failed"] and re.search(held, refused["msg"]), refused
+        assert "end it on" in refused["msg"]
+        assert 1 <= time.monotonic() - began < 5
+        # Check mode only looks, and waits for nobody.
+        assert re.search(held, run_module(name, options, check=True)["msg"])
+    with ThreadPoolExecutor(1) as pool:
+        next_one = pool.submit(run_module, "pg_server", again)
+        time.sleep(1)
+        os.kill(stopping.backend, signal.SIGCONT)
+        # What it finds is what the one before it left: a server that is stopped.
+        result = next_one.result()
+    assert stopping.task.result()["shutdown"]["clean"] is True
+    assert result["changed"] is True, result
+    assert recovery(node) == "f"
+
+
+def test_a_fence_does_not_wait_for_the_one_at_work(pair, run_module, stopping):
+    node = pair.primary
+    fenced = run_module("pg_server", {**node.params, "state": "fenced", "timeout": 10})
+    assert fenced["fence"]["verified"] is True and fenced["changed"] is True, fenced
+    assert stopping.task.done()
+    assert node.processes() == []
+    assert (node.data / "standby.signal").exists()
+
+
+def test_a_fence_beside_one_that_stays_at_work_is_none(pair, run_module):
+    node = pair.primary
+    with lock.working(node.instance.data_directory, "db", "pg_rebuild", 0):
+        refused = run_module("pg_server", {**node.params, "state": "fenced", "timeout": 1})
+    assert refused["failed"] and f"process {os.getpid()} (pg_rebuild)" in refused["msg"]
+    assert node.processes() == []
+
+
+def test_a_server_that_was_started_does_not_hold_the_node(pair, run_module):
+    node = pair.primary
+    node.stop()
+    assert run_module("pg_server", {**node.params, "role": "primary"})["changed"] is True
+    with lock.working(node.instance.data_directory, "db", "pg_server", 0):
+        assert node.running
 
 
 def test_a_hung_receiver_is_waited_for(pair, run_module):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import threading
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -118,11 +119,6 @@ def test_what_cannot_be_read_is_no_state(directory, tmp_path):
         file.write("{}")
     with pytest.raises(HotspareError, match="not one of ours"):
         read_armed(directory)
-    write(where, stored())
-    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
-    if os.getuid() != 0:  # of root's files everybody believes what they say
-        with pytest.raises(HotspareError, match="belongs to account number"):
-            read_armed(directory)
     os.unlink(where.state)
     os.symlink(tmp_path / "elsewhere", where.state)
     with pytest.raises(HotspareError, match="cannot read"):
@@ -131,6 +127,18 @@ def test_what_cannot_be_read_is_no_state(directory, tmp_path):
     write(where, stored())
     assert not os.path.lexists(tmp_path / "elsewhere")
     assert not os.path.islink(where.state)
+
+
+@pytest.mark.parametrize(("owner", "believed"), [(0, True), (os.geteuid(), True), (4711, False)])
+def test_only_root_and_we_are_believed(directory, monkeypatch, owner, believed):
+    write(paths(directory), stored())
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fstat", lambda descriptor: SimpleNamespace(st_uid=owner))
+        if believed:
+            assert read_armed(directory) is not None
+            return
+        with pytest.raises(HotspareError, match="is not one of ours .it belongs to account number 4711.: see who"):
+            read_armed(directory)
 
 
 def test_a_lock_that_another_holds(directory):

@@ -65,6 +65,9 @@ class World(NamedTuple):
     late: bool = False
     # the run: what it does next, or dead
     run: str = "prepare"
+    # a task of a run that died goes on, and how many runs may follow that one
+    orphan: bool = False
+    runs: int = 0
     # what may still go wrong: crashes, cuts, processes that sleep or die
     mishaps: int = 2
     writes: int = 1
@@ -223,13 +226,34 @@ def disarmed(w: World) -> Optional[World]:
 
 
 def run(w: World) -> Iterator[tuple[str, World]]:
-    """One run of failover.yml; it may die before each of its steps, and can do nothing over a network that is cut."""
+    """One run of failover.yml; it may die before each of its steps, and can do nothing over a network that is cut.
+
+    With `runs` it may die in the middle of a stop as well, which goes on, and another run may come.
+    """
+    if w.orphan:
+        yield "the stop is too late", w._replace(orphan=False)
+        if w.power == "up" and w.role == "primary":
+            yield (
+                "the stop of the dead run",
+                w._replace(orphan=False, power="stopping", wal=(*w.wal, "shutdown")),
+            )
+    if w.run == "dead" and w.runs:
+        for begins in ("prepare", "roll back"):
+            yield "another run", w._replace(run=begins, runs=w.runs - 1)
     if w.run in ("dead", "done"):
         return
     yield "run dies", w._replace(run="dead")
     if not w.link:
         return
-    yield from STEPS[w.run](w)
+    if w.run == "stop" and w.runs:
+        yield "run dies in the stop", w._replace(run="dead", orphan=True)
+    if w.run == "arm" or may_work(w):
+        yield from STEPS[w.run](w)
+
+
+def may_work(w: World) -> bool:
+    """Whether the old primary is free to be worked on: the lock `working`, and the state is read under it."""
+    return not w.orphan
 
 
 def prepare(w: World) -> Iterator[tuple[str, World]]:
@@ -238,8 +262,9 @@ def prepare(w: World) -> Iterator[tuple[str, World]]:
 
 
 def arm(w: World) -> Iterator[tuple[str, World]]:
-    if armable(w):
-        yield "arm", newly_armed(w)._replace(run="stop")
+    off = disarmed(w)
+    if off is not None and armable(off) and (off.armed is None or not w.alive):
+        yield "arm", newly_armed(off)._replace(run="stop")
     yield "give up", w._replace(run="roll back")
 
 
@@ -318,6 +343,8 @@ def wrong(before: World, after: World) -> Optional[str]:
         return "a promotion without all rows"
     if after.promoted and not before.promoted and after.wal[-1] != "shutdown":
         return "a promotion without the proof"
+    if before.run == after.run == "done" and before.power == "up" and after.power == "stopping":
+        return "the cluster of a run that had ended was stopped"
     return None
 
 
@@ -426,6 +453,13 @@ def test_a_run_again_ends_with_one_primary_that_has_every_row(reached):
     assert ends == {True} or ends == {True, False}
 
 
+def test_a_stop_of_a_dead_run_that_happens_later():
+    states, way = search(World(runs=1, mishaps=1))
+    assert way is None, " -> ".join(way or [])
+    assert any(w.orphan and w.run == "roll back" for w in states)
+    assert any(not w.orphan and w.run == "done" and w.runs == 0 for w in states)
+
+
 # What the model says when a rule is missing: it would have found it.
 
 
@@ -467,6 +501,13 @@ def test_it_finds_a_rollback_without_a_disarm(monkeypatch):
     way = search(World())[1]
     assert way is not None
     assert "start as primary" in way
+
+
+def test_it_finds_a_run_that_works_beside_the_task_of_a_dead_one(monkeypatch):
+    monkeypatch.setitem(globals(), "may_work", lambda w: True)
+    way = search(World(runs=1, mishaps=0))[1]
+    assert way is not None
+    assert way[-2:] == ["the stop of the dead run", "the cluster of a run that had ended was stopped"]
 
 
 def test_it_finds_a_primary_that_was_not_prepared(monkeypatch):

@@ -10,6 +10,8 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -159,3 +161,128 @@ class TestHold:
         os.symlink(tmp_path / "elsewhere", lock._path(directory, "operation.json"))
         with pytest.raises(HotspareError, match="cannot read the lock"):
             lock.hold(directory, "db1", run(), purpose="site", seconds=60)
+
+
+class TestWorking:
+    """The flock of a task; a second open of the file is as good as another process."""
+
+    def test_one_at_a_time(self, directory: str) -> None:
+        with lock.working(directory, "db1", "pg_server state=stopped", 1):
+            for check_mode in (False, True):
+                with (
+                    pytest.raises(lock.AtWork, match=rf"db1 is worked on by process {os.getpid()} \(pg_server state="),
+                    lock.working(directory, "db1", "pg_promote state=armed", 0.05, check_mode=check_mode),
+                ):
+                    raise AssertionError("two work")
+        with lock.working(directory, "db1", "pg_promote state=armed", 0):
+            pass
+
+    def test_says_what_to_do(self, directory: str) -> None:
+        with (
+            lock.working(directory, "db1", "pg_server state=stopped", 0),
+            pytest.raises(lock.AtWork) as error,
+            lock.working(directory, "db1", "pg_server state=started", 0),
+        ):
+            pass
+        assert "wait until that process has ended, or end it on db1, then run this again" in error.value.message
+        assert error.value.facts["lock"] == lock._path(directory, "lock")
+
+    def test_a_process_that_was_forked_meanwhile_does_not_hold_it(self, directory: str) -> None:
+        reader, writer = os.pipe()
+        with lock.working(directory, "db1", "pg_promote state=armed", 0):
+            child = os.fork()
+            if child == 0:
+                os.read(reader, 1)
+                os._exit(0)
+        with lock.working(directory, "db1", "pg_server state=stopped", 0):
+            pass
+        os.write(writer, b".")
+        assert os.waitpid(child, 0)[1] == 0
+        os.close(reader)
+        os.close(writer)
+
+    @pytest.mark.parametrize("taken_over", [False, True])
+    def test_who_waited_while_another_run_took_over_does_nothing(self, directory: str, taken_over: bool) -> None:
+        lock.hold(directory, "db1", run(), purpose="failover to db2", seconds=60)
+        told: list[str] = []
+
+        def wait() -> None:
+            try:
+                with lock.working(directory, "db1", "pg_server state=stopped", 30):
+                    told.append("worked")
+            except lock.AtWork as error:
+                told.append(error.message)
+
+        waiting = threading.Thread(target=wait)
+        with lock.working(directory, "db1", "pg_server state=stopped", 0):
+            waiting.start()
+            time.sleep(0.1)
+            if taken_over:
+                lock.hold(directory, "db1", run("bob", "b"), purpose="site", seconds=60, take_over="alice@bastion")
+        waiting.join()
+        assert "another run took over" in told[0] if taken_over else told == ["worked"]
+
+    def test_check_mode_only_looks(self, directory: str, tmp_path: Path) -> None:
+        with lock.working(directory, "db1", "pg_server state=stopped", 0, check_mode=True):
+            assert list(tmp_path.iterdir()) == []
+        with lock.working(directory, "db1", "pg_server state=stopped", 0):
+            pass
+        with (
+            lock.working(directory, "db1", "pg_server state=stopped", 0, check_mode=True),
+            lock.working(directory, "db1", "pg_server state=stopped", 0),
+        ):
+            pass
+
+
+class TestFingerprint:
+    @pytest.fixture
+    def data(self, directory: str) -> Path:
+        path = Path(directory)
+        (path / "pg_wal").mkdir(parents=True)
+        (path / "PG_VERSION").write_text("17\n", encoding="ascii")
+        (path / "postmaster.pid").write_text(f"4711\n{path}\n1795183200\n5432\n", encoding="ascii")
+        return path
+
+    def test_is_short_and_stays(self, data: Path, directory: str) -> None:
+        assert lock.fingerprint(directory, None) == "data, server 4711 1795183200, no signal, no history, not armed"
+        (data / "postmaster.pid").write_text(f"4711\n{data}\n1795183200\n5432\n/tmp\n*\n1 2\nready\n", encoding="ascii")
+        (data / "pg_wal" / "000000010000000000000002").touch()
+        assert lock.fingerprint(directory, None) == "data, server 4711 1795183200, no signal, no history, not armed"
+        for name in ("0000000A.history", "00000002.history", "0000000B.history.tmp"):
+            (data / "pg_wal" / name).touch()
+        (data / "standby.signal").touch()
+        assert lock.fingerprint(directory, {"state": "promoted"}) == (
+            "data, server 4711 1795183200, standby.signal, 0000000A.history, promoted"
+        )
+
+    @pytest.mark.parametrize("change", ["restart", "stop", "prepare", "promote", "arm", "remove"])
+    def test_changes_with(self, data: Path, directory: str, change: str) -> None:
+        before, armed = lock.fingerprint(directory, None), None
+        if change == "restart":
+            (data / "postmaster.pid").write_text(f"4711\n{data}\n1795183201\n", encoding="ascii")
+        elif change == "stop":
+            (data / "postmaster.pid").unlink()
+        elif change == "prepare":
+            (data / "standby.signal").touch()
+        elif change == "promote":
+            (data / "pg_wal" / "00000002.history").touch()
+        elif change == "arm":
+            armed = {"state": "armed"}
+        else:
+            data.rename(data.with_name("aside"))
+        assert lock.fingerprint(directory, armed) != before
+
+    def test_of_nothing_and_of_something_else(self, directory: str) -> None:
+        nothing = "no data, server none, no signal, no history, not armed"
+        assert lock.fingerprint(directory, None) == nothing
+        Path(directory).write_text("a file", encoding="ascii")
+        assert (
+            lock.fingerprint(directory, None)
+            == "no data, server unknown (Not a directory), no signal, no history, not armed"
+        )
+
+    def test_what_changed_is_told(self) -> None:
+        lock.require_unchanged("db1", None, "now")
+        lock.require_unchanged("db1", "now", "now")
+        with pytest.raises(HotspareError, match="db1 changed since this run looked at it: run it again"):
+            lock.require_unchanged("db1", "then", "now")

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from ansible_collections.hotspare.postgresql.plugins.module_utils import (
+    lock,
     rebuild_files,
     rebuild_look,
     rebuild_rewind,
@@ -36,7 +37,7 @@ NOTE = {"complete": True, "system_identifier": "7", "timeline": 2, "slot": "hots
 def job(tmp_path, monkeypatch):
     locks = tmp_path / "locks"
     locks.mkdir()
-    monkeypatch.setattr(rebuild_files, "LOCK_DIRECTORY", str(locks))
+    monkeypatch.setattr(lock, "LOCK_DIRECTORY", str(locks))
     (tmp_path / "data").mkdir()
     instance = Instance("db2", str(tmp_path / "data"), "/nowhere/bin", account=Path("/proc/self").owner())
     return Job(instance, Upstream("db1", slot="hotspare_db2"), Wish("hotspare_db2"))
@@ -56,14 +57,14 @@ sys.stdin.read()
 
 def test_lock_names_its_holder(job):
     with rebuild_files.only_one(job):
-        (lock,) = Path(rebuild_files.LOCK_DIRECTORY).iterdir()
-        assert lock.read_text().startswith(f"process {os.getpid()} since 2")
-    command = [sys.executable, "-c", HOLD, str(lock)]
+        (path,) = Path(lock.LOCK_DIRECTORY).iterdir()
+        assert path.read_text().startswith(f"process {os.getpid()} (pg_rebuild) since 2")
+    command = [sys.executable, "-c", HOLD, str(path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
         assert holder.stdout.readline() == b"held\n"
         for check_mode in (True, False):
             with (
-                pytest.raises(HotspareError, match="already by process 17 since 20260101T000000Z"),
+                pytest.raises(HotspareError, match="is worked on by process 17 since 20260101T000000Z"),
                 rebuild_files.only_one(job, check_mode),
             ):
                 pass
@@ -74,11 +75,11 @@ def test_lock_names_its_holder(job):
 
 def test_check_mode_makes_no_lock(job):
     with rebuild_files.only_one(job, check_mode=True):
-        assert os.listdir(rebuild_files.LOCK_DIRECTORY) == []
+        assert os.listdir(lock.LOCK_DIRECTORY) == []
 
 
 def test_lock_that_cannot_be_made(job, monkeypatch):
-    monkeypatch.setattr(rebuild_files, "LOCK_DIRECTORY", "/nowhere")
+    monkeypatch.setattr(lock, "LOCK_DIRECTORY", "/nowhere")
     with pytest.raises(HotspareError, match="cannot take the lock /nowhere/"), rebuild_files.only_one(job):
         pass
 
