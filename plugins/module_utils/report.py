@@ -125,12 +125,14 @@ def _archive(promoted: Mapping[str, Any], state: Mapping[str, Any], target: str)
     if part(state, "archiver", "mode") in ("on", "always"):  # type: ignore[arg-type]
         history = f"{promoted['new_timeline']:08X}.history"
         waiting, last = part(state, "archiver", "ready"), part(state, "archiver", "last_archived_wal")  # type: ignore[arg-type]
-        if waiting is None or last is None:
+        if waiting is None:
             lines.append(f"it is not known whether {target} archived {history}")
         elif waiting == 0 or str(last) == history:
             lines.append(f"{target} archived {history}")
         else:
-            lines.append(f"{target} has {waiting} file(s) to archive, {history} may be among them; the last was {last}")
+            lines.append(
+                f"{target} has {waiting} file(s) to archive, {history} may be among them; the last was {last or 'none'}"
+            )
     return lines
 
 

@@ -106,4 +106,5 @@ def test_whether_the_history_is_in_the_archive() -> None:
     assert archive(ready=0, last_archived_wal="00000001000000000000000A") == "db2 archived 00000002.history"
     assert archive(ready=3, last_archived_wal="00000002.history") == "db2 archived 00000002.history"
     assert "3 file(s) to archive, 00000002.history may be among them" in archive(ready=3, last_archived_wal="0A")
+    assert "4 file(s) to archive" in archive(ready=4, last_archived_wal=None), "nothing ever was"
     assert "not known" in archive(ready=None, last_archived_wal=None)
