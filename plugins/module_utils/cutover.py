@@ -368,8 +368,8 @@ def _no_stranger_armed(nodes: Mapping[str, State], primary: str, unknown: Iterab
     return check(
         name,
         False,
-        f"{listed(streams)} cannot be asked and streams from {primary}, so it may be armed: let it be reached, or, when "
-        f"failover_arm_timeout is over, add -e mode=forced -e confirm_unfenced={','.join(streams)}",
+        f"{listed(streams)} cannot be asked and streams from {primary}, so it may be armed: mend the way to it, or, "
+        f"when failover_arm_timeout is over, add -e mode=forced -e confirm_unfenced={','.join(streams)}",
     )
 
 
@@ -554,7 +554,7 @@ def _forced(
     if strangers:
         raise Refusal(f"confirm_unfenced names {listed(strangers)}, which is no member ({listed(nodes)})")
     if target is not None and stopped_cleanly_as_primary(nodes[target]):
-        decided = back_plan(nodes, target, confirmed)
+        decided = back_plan(nodes, target, addresses, confirmed)
     else:
         decided = forced_plan(nodes, target, addresses, confirmed, has_fence_command, prefix)
     chosen = decided.get("target")

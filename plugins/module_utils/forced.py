@@ -13,12 +13,12 @@ from collections.abc import Mapping
 from typing import Any, TypedDict
 
 from .preflight import (
-    Refusal,
     armed_elsewhere,
     cascading,
     follows,
     is_armed,
     members_at,
+    newest,
     senders_free,
     slots_free,
     standby_target,
@@ -43,6 +43,8 @@ from .records import (
 
 # A dead sender is silent; one that spoke within this time (s) before the reading is taken to be alive.
 ALIVE_SECONDS = 5
+# More than a shutdown checkpoint record takes, with the header of a page.
+SHUTDOWN_RECORD = 8192
 
 Addresses = Mapping[str, Mapping[str, object]]
 
@@ -69,9 +71,6 @@ def forced_plan(
 ) -> dict[str, Any]:
     """What a forced failover adds to the plan (see cutover.FailoverPlan). Refusal when there is nothing to decide."""
     standbys = [n for n in nodes if nodes[n]["role"] == "standby"]
-    strangers = sorted(confirmed - set(nodes))
-    if strangers:
-        raise Refusal(f"confirm_unfenced names {listed(strangers)}, which is no member ({listed(nodes)})")
     best, comparison = _most_wal(nodes, standbys, target)
     chosen = target or best
     if chosen is None or chosen not in standbys:
@@ -121,7 +120,9 @@ def _most_wal(nodes: Mapping[str, State], standbys: list[str], target: str | Non
     """The standby that holds most WAL of the newest timeline; equal ones by name, so that the answer is always one."""
     name = "most_wal"
     if not standbys:
-        return None, check(name, False, "no standby runs and answers: there is nothing to fail over to")
+        last = [n for n in nodes if stopped_cleanly_as_primary(nodes[n])]
+        back = "".join(f"; {n} stopped cleanly, to make it the primary again add -e target={n}" for n in last)
+        return None, check(name, False, f"no standby runs and answers: there is nothing to fail over to{back}")
     unknown = [n for n in standbys if held(nodes[n]) is None or timeline(nodes[n]) is None]
     if unknown:
         return None, check(name, None, f"it is not known how much WAL {listed(unknown)} holds")
@@ -166,6 +167,78 @@ def _stopped_hold_less(nodes: Mapping[str, State], chosen: str, confirmed: set[s
     if perhaps:
         return check(name, None, f"{listed(perhaps)} is stopped and may hold more than {chosen}", hard=False)
     return check(name, True, f"no stopped node is known to be ahead of {chosen}", hard=False)
+
+
+# -- back to the one that was the primary last ------------------------------------------------------------------------
+
+
+def back_plan(nodes: Mapping[str, State], old: str, addresses: Addresses, confirmed: set[str]) -> dict[str, Any]:
+    """What it takes to make `old`, which stopped cleanly as the primary, the primary again; see forced_plan().
+
+    It has all that was committed on its timeline, so only one that was promoted since can hold more. Whoever answers
+    shows by its timeline that it was not. Of the others the operator must say it, whatever fences them: a fence ends
+    the writes of a new primary, and does not undo them.
+    """
+    standbys = [n for n in nodes if nodes[n]["role"] == "standby"]
+    unknown = [n for n in nodes if nodes[n]["role"] == "unknown"]
+    stopped = [n for n in nodes if nodes[n]["role"] == "stopped" and n != old]
+    given_up = [n for n in unknown if n in confirmed]
+    fences = {
+        "fence": [n for n in stopped if nodes[n].get("standby_signal") is not True],
+        "stonith": [],
+        "needs_confirm": [n for n in unknown if n not in confirmed],
+    }
+    detail = "nothing is lost"
+    if given_up:
+        detail += (
+            f" unless {listed(given_up)} was promoted meanwhile: what it committed then is given up, and it must not "
+            f"run as a primary beside {old}, so run rebuild_standby.yml for it before its server starts"
+        )
+    none = None if given_up else 0
+    loss: Loss = {"bytes": none, "at_least": 0, "synchronous": None, "detail": detail}
+    return {
+        "target": old,
+        "old_primary": old,
+        "followers": standbys,
+        "resume": "back",
+        "needs_rebuild": [*stopped, *given_up],
+        "system_identifier": nodes[old].get("system_identifier"),
+        "loss": loss,
+        "disarm": [n for n in nodes if n != old and is_armed(nodes[n])],
+        **fences,
+        "reason": f"{old}, which stopped cleanly, is the primary again; {detail}",
+        "checks": [
+            newest(nodes, old, given_up),
+            _nobody_went_on(nodes, old),
+            *_fenced(nodes, confirmed, fences),
+            _unseen_by_peers(nodes, [*standbys, old], fences),
+            *[
+                {**_silent_sender(nodes, standbys, n, addresses, fences), "name": f"sender_silent_{n}"}
+                for n in standbys
+            ],
+            check("loss", _loss_is_none(loss), detail, hard=False),
+        ],
+        "report": [detail],
+    }
+
+
+def _nobody_went_on(nodes: Mapping[str, State], old: str) -> Check:
+    """On its timeline nobody else was a primary, and nobody has WAL from behind its end (a restored image)."""
+    name, own = "most_wal", timeline(nodes[old])
+    at = lsn(part(nodes[old], "control", "checkpoint_lsn"))
+    if at is None:
+        return check(name, None, f"it is not known where the WAL of {old} ends")
+    peers = [n for n in nodes if n != old and timeline(nodes[n]) == own]
+    also = [
+        n for n in peers if nodes[n]["role"] == "stopped" and "recovery" not in str(part(nodes[n], "control", "state"))
+    ]
+    if also:
+        return check(name, False, f"{listed(also)} was a primary on the timeline of {old} too: which was it last?")
+    reach = {n: held(nodes[n]) or lsn(part(nodes[n], "control", "min_recovery_lsn")) or 0 for n in peers}
+    beyond = [n for n in peers if reach[n] > at + SHUTDOWN_RECORD]
+    if beyond:
+        return check(name, False, f"{listed(beyond)} holds WAL that {old} lacks: {old} was not the primary last")
+    return check(name, True, f"no node that answers holds more WAL than {old}")
 
 
 # -- nobody takes writes but the new primary --------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from .records import (
     State,
     check,
     duration,
+    has_data,
     held,
     integer,
     joined,
@@ -165,8 +166,37 @@ def standby_target(nodes: Mapping[str, State], target: str | None, primary: str 
     if state["role"] == "unknown":
         raise Refusal(f"target {target} is unknown ({state.get('reason')})")
     if state["role"] != "standby":
-        raise Refusal(f"target {target} is {state['role']}, only a running standby can become primary")
+        raise Refusal(
+            f"target {target} is {state['role']}, only a running standby can become primary: "
+            f"{_towards_standby(state, target, primary)}"
+        )
     return target
+
+
+def _towards_standby(state: State, target: str, primary: str | None) -> str:
+    if state["role"] == "absent":
+        return "site.yml seeds it"
+    if primary is None:
+        return f"start PostgreSQL on {target} first"
+    return f"run rebuild_standby.yml -e node={target} -e confirm={target} first"
+
+
+def newest(nodes: Mapping[str, State], name: str, given_up: Iterable[str] = ()) -> Check:
+    """One that a standby has overtaken must not come back as a primary: there was a promotion after it.
+
+    `given_up`: nodes of which the operator says that they do not count when their timeline cannot be seen.
+    """
+    own, note = timeline(nodes[name]), nodes[name].get("superseded") or {}
+    others = {n: timeline(s) for n, s in nodes.items() if n != name and has_data(s)}
+    unknown = [n for n, theirs in others.items() if theirs is None and n not in set(given_up)]
+    if own is None or unknown:
+        return check("timeline", None, f"the timeline of {listed(unknown or [name])} is unknown")
+    if (integer(note.get("timeline")) or 0) > own:
+        words = f"the guard of {name} has seen {note.get('primary')} as primary on timeline {note.get('timeline')}"
+        return check("timeline", False, f"{words}, which is later than what {name} holds")
+    later = [n for n, theirs in others.items() if theirs is not None and theirs > own]
+    words = f"{listed(later)} is on a later timeline than {name}" if later else f"{name} is on the newest timeline"
+    return check("timeline", not later, words)
 
 
 def members_at(addresses: Mapping[str, Mapping[str, object]], host: object, port: object) -> list[str]:

@@ -168,7 +168,7 @@ def _of_primary(state: Mapping[str, Any]) -> Iterator[Problem]:
         yield warning(
             "prepared_primary",
             "it has standby.signal, as in a cutover that did not end: its next start makes it a standby; run "
-            "failover.yml again to go on, or site.yml to leave it the primary",
+            f"failover.yml again to go on, or failover.yml -e target={state['name']} to leave it the primary",
         )
     if state["prepared_transactions"]:
         yield info("prepared_transactions", f"{state['prepared_transactions']} prepared transactions are open")

@@ -25,6 +25,8 @@ from .records import (
 
 WIDTH = 120
 CELL = 30
+# Of a stopped node: it was a primary, whatever its next start makes of it.
+PRIMARY_STATES = ("shut down", "shutting down", "in production")
 HEAD = ("NODE", "ROLE", "TL", "STREAMS", "LAG", "LSN", "SLOT", "ARCHIVER")
 
 
@@ -58,7 +60,8 @@ def _verdict_line(seen: Topology, now: str | None, cluster: str | None) -> str:
     unseen = f"{listed(seen['unknown'])} cannot be seen" if seen["unknown"] else "not all that matters is known"
     said = {
         "healthy": f"{primary} is primary, {_count(len(streaming), 'standby streams', 'standbys stream')}",
-        "degraded": f"{primary} is primary, {len(streaming)} of {len(seen['nodes']) - 1} other nodes stream",
+        "degraded": f"{primary} is primary, {len(streaming)} of {len(seen['nodes']) - 1} other nodes stream"
+        + (", prepared to become a standby" if primary and seen["nodes"][primary].get("standby_signal") else ""),
         "empty": "no node holds data: site.yml begins a new cluster",
         "no_primary": "there is data, and no node is primary",
         "contradictory": "the nodes contradict each other; nothing may be changed before that is settled",
@@ -110,7 +113,9 @@ def _waiting(state: State) -> str:
     """What a cutover that is under way, or did not end, has made of a node; the problems below say more."""
     if state["role"] == "standby":
         return ", armed" if part(state, "armed", "state") in ("armed", "promoting") else ""
-    prepared = state["role"] == "primary" and state.get("standby_signal")
+    # One that was fenced was the primary and has the signal too, but was told of nobody to follow.
+    stopped = part(state, "control", "state") in PRIMARY_STATES and part(state, "upstream", "host")
+    prepared = (state["role"] == "primary" or stopped) and state.get("standby_signal")
     return ", prepared" if prepared else ", superseded" if state.get("superseded") else ""
 
 

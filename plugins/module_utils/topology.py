@@ -150,7 +150,11 @@ def _verdict(nodes: Mapping[str, State], primary: str | None, problems: Iterable
         return "unknown"
     if primary is None:
         return "no_primary" if any(has_data(s) for s in nodes.values()) else "empty"
-    whole = all(s["role"] == "primary" or s.get("recovery") == "streaming" for s in nodes.values())
+    # A primary that its next start makes a standby is no whole cluster either.
+    whole = all(
+        not s.get("standby_signal") if s["role"] == "primary" else s.get("recovery") == "streaming"
+        for s in nodes.values()
+    )
     return "healthy" if whole and not codes else "degraded"
 
 
@@ -477,7 +481,10 @@ def _advice(nodes: Mapping[str, State], holders: Iterable[str]) -> list[str]:
     stopped = [n for n in holders if nodes[n]["role"] == "stopped" and nodes[n].get("standby_signal") is False]
     if stopped:
         found.append(f"start PostgreSQL on the node that was primary last ({' or '.join(stopped)})")
-    clean = [n for n in stopped if stopped_cleanly_as_primary(nodes[n])]
+    clean = [n for n in holders if stopped_cleanly_as_primary(nodes[n])]
+    prepared = [n for n in clean if nodes[n].get("standby_signal")]
+    if prepared:
+        found.append(f"run failover.yml to end the cutover that stopped {listed(prepared)}")
     for name in standbys:
         mode = "" if clean else " -e mode=forced"
         found.append(f"or make {name} the primary: failover.yml -e target={name}{mode}")
@@ -579,7 +586,7 @@ def _rebuild_node_checks(name: str, state: State, confirm: str | None, there: bo
             None if role == "unknown" else True,
             f"{name} is {role}" + (f" ({state.get('reason')}): it may be the primary" if role == "unknown" else ""),
         ),
-        check("not_primary", role != "primary", f"{name} is {role}; a running primary is never rebuilt: stop it first"),
+        check("not_primary", role != "primary", _not_primary_words(name, role)),
         check(
             "no_clients",
             None if clients is None else clients == 0,
@@ -593,6 +600,15 @@ def _rebuild_node_checks(name: str, state: State, confirm: str | None, there: bo
             hard=not there,
         ),
     ]
+
+
+def _not_primary_words(name: str, role: str) -> str:
+    if role != "primary":
+        return f"{name} is {role}"
+    return (
+        f"{name} is {role}; a running primary is never rebuilt: name the node that is to become a standby of it, or, "
+        "to change roles, run failover.yml"
+    )
 
 
 def _one_primary_check(name: str, others: list[str]) -> Check:

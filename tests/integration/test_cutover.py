@@ -107,6 +107,27 @@ def test_a_primary_that_crashed_prepared(pair: Pair, decide):
     assert (plan["ok"], plan["resume"], plan["target"]) == (True, "back", ONE), plan["reason"]
 
 
+def test_the_standby_that_was_to_take_over_died(pair: Pair, decide):
+    """Its machine is gone before it has promoted itself, as far as anybody knows: the old one can be it again."""
+    signal(pair.primary, pair.standby)
+    plan = decide(target=ONE, gone=(TWO,))
+    assert wrong(plan) == {"armed_elsewhere"}, "it streams, so it may be armed"
+    pair.standby.stop()
+    plan = eventually(lambda: [p for p in [decide(target=ONE, gone=(TWO,))] if p["ok"]])[0]
+    assert (plan["resume"], plan["target"]) == ("back", ONE), "a running one, which is left what it is"
+    pair.primary.stop()
+    assert f"-e mode=forced -e target={ONE} -e confirm_unfenced={TWO}" in decide(gone=(TWO,))["reason"]
+    plan = decide(target=ONE, mode="forced", gone=(TWO,))
+    assert (plan["ok"], plan["needs_confirm"]) == (False, [TWO])
+    plan = decide(target=ONE, mode="forced", gone=(TWO,), confirm_unfenced=TWO)
+    assert (plan["ok"], plan["resume"], plan["target"]) == (True, "back", ONE), plan["reason"]
+    # Not dead at all: it runs as a primary, and the stopped one is asked whether it sees it.
+    pair.standby.start()
+    pair.standby.sql("SELECT pg_promote()")
+    plan = decide(target=ONE, mode="forced", gone=(TWO,), confirm_unfenced=TWO)
+    assert (wrong(plan), plan["resume"]) == ({"unseen_by_peers"}, None)
+
+
 def test_a_primary_that_was_restarted_prepared(pair: Pair, decide):
     """Both are standbys: the target has every record, or the other one is named."""
     pair.primary.write("kept")

@@ -730,4 +730,4 @@ def test_for_whom_commits_waited_is_told_by_a_stopped_node(pair: Pair, ask):
 def test_a_prepared_primary_is_told(pair: Pair, ask):
     (pair.primary.data / "standby.signal").touch()
     state = ask(pair.primary)
-    assert state["role"] == "primary" and "site.yml" in detail(state, "prepared_primary")
+    assert state["role"] == "primary" and "failover.yml -e target=" in detail(state, "prepared_primary")

@@ -171,9 +171,17 @@ def test_a_ready_failover_slot_and_a_returning_synchronous_standby_are_fine() ->
 @pytest.mark.parametrize(
     ("states", "target", "words"),
     [
-        ([primary("db1"), absent("db2")], "db2", "target db2 is absent"),
+        (
+            [primary("db1"), absent("db2")],
+            "db2",
+            "target db2 is absent, only a running standby can become primary: site",
+        ),
         ([primary("db1"), absent("db2")], None, "no other node"),
-        ([primary("db1"), stopped("db2", "shut down in recovery", signal=True)], None, "target db2 is stopped"),
+        (
+            [primary("db1"), stopped("db2", "shut down in recovery", signal=True)],
+            None,
+            "-e node=db2 -e confirm=db2 first",
+        ),
         ([SOURCE, standby("db2")], "db9", "db9 is not a member"),
         ([primary("db1"), primary("db2")], "db2", "db1 and db2 all run as primary"),
         ([SOURCE, standby("db2", system_identifier=OTHER_SYSTEM)], "db2", "different system identifiers"),
@@ -367,6 +375,36 @@ def test_a_cutover_that_is_not_wanted_any_more_is_undone(state: dict[str, Any]) 
     assert decided["nothing_to_do"] is False
 
 
+def test_a_running_primary_is_left_what_it_is_though_the_others_are_gone() -> None:
+    alone = source(**PREPARED, replication=[])
+    decided = plan(alone, target="db1", db2=UNREACHABLE)
+    assert (decided["ok"], decided["resume"], decided["target"]) == (True, "back", "db1"), decided["reason"]
+    assert "run failover.yml -e target=db1" in plan(alone, target="db2", db2=UNREACHABLE)["reason"]
+    assert "run failover.yml -e target=db1" in plan(alone, db2=UNREACHABLE)["reason"]
+    # One that streams may be armed, and would promote itself when the primary is restarted.
+    decided = plan(source(**PREPARED), target="db1", db2=UNREACHABLE)
+    assert failing(decided) == {"armed_elsewhere"}
+    assert failing(plan(source(**PREPARED, replication=None), target="db1", db2=UNREACHABLE)) == {"armed_elsewhere"}
+    assert failing(forced(source(**PREPARED), target="db1", db2=UNREACHABLE)) == {"armed_elsewhere"}
+    decided = forced(source(**PREPARED), target="db1", db2=UNREACHABLE, confirm_unfenced="db2")
+    assert (decided["ok"], decided["resume"]) == (True, "back")
+
+
+@pytest.mark.parametrize(
+    ("states", "words"),
+    [
+        ([SOURCE], ""),
+        ([DOWN], "-e mode=forced -e target=db1 -e confirm_unfenced=db3"),
+        ([stopped("db1")], "-e mode=forced -e target=db1 -e confirm_unfenced=db3"),
+        ([DOWN, CAUGHT_UP], "if the primary is dead, run failover.yml -e mode=forced"),
+        ([CAUGHT_UP], "if the primary is dead, run failover.yml -e mode=forced"),
+    ],
+)
+def test_where_a_node_is_gone_it_is_said_what_to_type(states: list[dict[str, Any]], words: str) -> None:
+    reason = plan(*states, db3=UNREACHABLE)["reason"]
+    assert reason.endswith(words or "needs an answer from every node")
+
+
 def test_one_that_is_still_armed_beside_a_new_primary_is_disarmed() -> None:
     decided = plan(primary("db2", "db3", timeline=2), standby("db3", "db2", timeline=2, **armed("armed")), target="db2")
     assert (decided["resume"], decided["disarm"], decided["nothing_to_do"]) == ("finish", ["db3"], False)
@@ -522,7 +560,7 @@ def test_a_crashed_node_of_a_newer_timeline_is_not_passed_over() -> None:
     [
         ([stopped("db1", "in production"), absent("db2")], None, "nothing to fail over to"),
         ([stopped("db1", "in production"), absent("db2")], "db2", "target db2 is absent"),
-        ([stopped("db1", "in production"), SURVIVOR], "db1", "target db1 is stopped"),
+        ([stopped("db1", "in production"), SURVIVOR], "db1", "start PostgreSQL on db1 first"),
         ([stopped("db1", "in production"), SURVIVOR], "db9", "not a member"),
         ([stopped("db1", system_identifier=OTHER_SYSTEM), SURVIVOR], "db2", "different system identifiers"),
     ],
@@ -579,8 +617,12 @@ def test_no_combination_promotes_beside_a_primary_or_without_proof(
     if decided["resume"] == "finish":
         assert seen["primary"] == decided["target"]
         return
-    assert decided["target"] in seen["standbys"]
     assert set(seen["unknown"]) <= confirmed
+    if decided["resume"] == "back":
+        assert (mode, seen["primaries"]) == ("forced", [])
+        assert seen["nodes"][str(decided["target"])]["control"]["state"] == "shut down"  # type: ignore[index]
+        return
+    assert decided["target"] in seen["standbys"]
     if mode == "forced":
         assert not seen["primaries"]
     elif decided["resume"] == "promote":
@@ -692,3 +734,36 @@ def test_whatever_runs_left_behind_makes_no_second_primary_and_loses_nothing(
             assert int(nodes[name]["lsn"]["held"].split("/")[1], 16) <= required + 1
     else:
         assert (primaries == [decided["old_primary"]]) is (mode == "planned")
+
+
+NAMED = st.sets(st.sampled_from(["db1", "db2", "db3"]))
+
+
+@given(
+    st.tuples(leftover("db1", "db2"), leftover("db2", "db1"), st.one_of(st.none(), leftover("db3", "db1"))),
+    NAMED,
+    NAMED,
+    TARGETS,
+    MODES,
+)
+def test_nothing_becomes_a_primary_beside_one_that_cannot_be_seen_and_may_be_one(
+    left: tuple[Any, ...], hidden: set[str], named: set[str], target: str | None, mode: str
+) -> None:
+    states = {s["name"]: s for s in left if s}
+    gone, word = hidden & set(states), sorted(named & set(states))
+    seen = [s for n, s in states.items() if n not in gone]
+    for state in seen:
+        state["peers"] = None
+    decided = plan(*seen, target=target, mode=mode, confirm_unfenced=word, **dict.fromkeys(gone, UNREACHABLE))
+    if not decided["ok"] or decided["resume"] == "finish":
+        return
+    chosen = states[decided["target"]]
+    if chosen["role"] == "primary":
+        readers = {r["application_name"] for r in chosen["replication"]}
+        assert not (gone - set(word)) & readers, "it may be armed: the preparation is what keeps it the only primary"
+        return
+    assert gone <= set(word)
+    assert not [s for s in seen if s["role"] == "primary" and s["name"] != decided["old_primary"]]
+    if decided["resume"] == "back" and gone:
+        assert chosen["control"]["state"] == "shut down"
+        assert all(s["timeline"] <= chosen["timeline"] for s in seen)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from ansible_collections.hotspare.postgresql.plugins.module_utils import forced
 from ansible_collections.hotspare.postgresql.plugins.module_utils.cutover import failover_plan
-from ansible_collections.hotspare.postgresql.plugins.module_utils.records import member_states
+from ansible_collections.hotspare.postgresql.plugins.module_utils.records import member_states, timeline
 from ansible_collections.hotspare.postgresql.plugins.module_utils.topology import topology
 from ansible_collections.hotspare.postgresql.tests.unit.nodes import (
     HERE,
@@ -22,6 +22,7 @@ from ansible_collections.hotspare.postgresql.tests.unit.nodes import (
     node,
     peer,
     peers_but,
+    primary,
     row,
     standby,
     stopped,
@@ -235,6 +236,91 @@ def test_a_fence_that_stopped_it_cleanly_makes_force_needless() -> None:
     assert "none lost: db2 holds the shutdown checkpoint of db1" in decided["reason"]
 
 
+# -- back to the one that was the primary last ------------------------------------------------------------------------
+
+PREPARED = stopped("db1", signal=True, upstream=standby("db1", "db2")["upstream"])
+
+
+@pytest.mark.parametrize("down", [PREPARED, stopped("db1"), stopped("db1", signal=True)])
+def test_the_standby_died_in_the_cutover_and_the_old_primary_is_the_primary_again(down: dict[str, Any]) -> None:
+    decided = plan(down, db2=UNREACHABLE, target="db1", confirm_unfenced="db2")
+    assert decided["ok"], decided["reason"]
+    assert (decided["resume"], decided["target"], decided["old_primary"]) == ("back", "db1", "db1")
+    assert (decided["mode"], decided["fence"], decided["stonith"], decided["followers"]) == ("forced", [], [], [])
+    assert decided["needs_rebuild"] == ["db2"]
+    assert (decided["loss"]["bytes"], "loss" in warnings(decided)) == (None, True)
+    assert "nothing is lost unless db2 was promoted meanwhile" in decided["reason"]
+
+
+def test_without_a_target_it_is_said_who_could_be_the_primary_again() -> None:
+    decided = plan(PREPARED, db2=UNREACHABLE, confirm_unfenced="db2")
+    assert not decided["ok"]
+    assert "db1 stopped cleanly, to make it the primary again add -e target=db1" in decided["reason"]
+
+
+def test_standbys_that_answer_were_not_promoted_and_follow_again() -> None:
+    decided = plan(PREPARED, standby("db2", streams=False, armed=ARMED), target="db1")
+    assert (decided["ok"], decided["resume"], decided["disarm"]) == (True, "back", ["db2"])
+    assert (decided["followers"], decided["loss"]["bytes"], warnings(decided)) == (["db2"], 0, set())
+    assert decided["reason"].endswith("nothing is lost")
+    third = standby("db3", streams=False, at=HERE + 120)
+    decided = plan(PREPARED, third, target="db1", db2=UNREACHABLE, confirm_unfenced="db2")
+    assert (decided["ok"], decided["followers"]) == (True, ["db3"])
+
+
+def test_a_stopped_one_that_would_start_as_a_primary_gets_its_signal() -> None:
+    older = stopped("db1", timeline=2), stopped("db3", timeline=1)
+    decided = plan(*older, target="db1", db2=UNREACHABLE, confirm_unfenced="db2")
+    assert (decided["ok"], decided["fence"], decided["needs_rebuild"]) == (True, ["db3"], ["db3", "db2"])
+
+
+@pytest.mark.parametrize(
+    ("states", "name"),
+    [
+        ([PREPARED, standby("db2", streams=False, timeline=2)], "timeline"),
+        ([PREPARED, standby("db2", streams=False, timeline=None, control=None)], "timeline"),
+        ([PREPARED, stopped("db2", "shut down in recovery", timeline=2, signal=True)], "timeline"),
+        ([PREPARED, stopped("db2", "in production", timeline=2)], "timeline"),
+        ([{**PREPARED, "superseded": {"primary": "db2", "timeline": 2, "system_identifier": SYSTEM}}], "timeline"),
+        ([PREPARED, node("db2", "unknown", timeline=2)], "timeline"),
+        ([PREPARED, stopped("db2")], "most_wal"),
+        ([PREPARED, stopped("db2", "in production")], "most_wal"),
+        ([PREPARED, standby("db2", streams=False, at=HERE + 8193)], "most_wal"),
+        ([PREPARED, stopped("db2", "shut down in recovery", at=HERE + 8193, signal=True)], "most_wal"),
+        ([{**PREPARED, "peers": peers_but("db1", db2="primary")}], "unseen_by_peers"),
+        ([PREPARED, standby("db3", streams=False, peers=peers_but("db3", db2="primary"))], "unseen_by_peers"),
+        ([PREPARED, standby("db3", "db2", peers=None)], "sender_silent_db3"),
+    ],
+)
+def test_nobody_is_the_primary_again_beside_or_behind_another_one(states: list[dict[str, Any]], name: str) -> None:
+    asked = {s["name"] for s in states}
+    others = {} if "db2" in asked else {"db2": UNREACHABLE}
+    decided = plan(*states, target="db1", confirm_unfenced="db2", **others)
+    assert failing(decided) == {name}
+    assert decided["resume"] is None
+    assert not plan(*states, target="db1", confirm_unfenced="db2", allow=name.split("_db")[0], **others)["ok"]
+
+
+@pytest.mark.parametrize("silent", [UNREACHABLE, {"failed": True, "msg": "no python"}, None, {}])
+@pytest.mark.parametrize("has_command", [True, False])
+def test_the_word_of_the_operator_is_wanted_for_each_that_may_have_been_promoted(
+    silent: Any, has_command: bool
+) -> None:
+    """A fence would end the writes of a new primary; what it has committed would be lost without a word."""
+    decided = plan(PREPARED, db2=silent, target="db1", has_fence_command=has_command)
+    assert (failing(decided), decided["needs_confirm"]) == ({"fenced_db2"}, ["db2"])
+    assert "confirm_unfenced=db2" in decided["reason"]
+    decided = plan(PREPARED, db2=silent, db3=silent, target="db1", confirm_unfenced="db3")
+    assert (failing(decided), decided["resume"]) == ({"fenced_db2"}, None)
+
+
+def test_it_is_not_made_the_primary_beside_one_that_runs() -> None:
+    other = primary("db2", timeline=2)
+    decided = plan(PREPARED, other, target="db1", confirm_unfenced="db2")
+    assert "db2 answers as primary" in decided["reason"]
+    assert plan(PREPARED, other)["resume"] == "finish"
+
+
 # -- no combination whatever ------------------------------------------------------------------------------------------
 
 ANSWERS = st.sampled_from(["primary", "standby", "refused", "silent", "auth", "unknown"])
@@ -261,9 +347,15 @@ def test_nothing_is_promoted_beside_a_node_that_may_be_a_primary(
     if not decided["ok"] or decided["resume"] == "finish":
         assert decided["fence"] == [] or decided["ok"]
         return
-    if decided["resume"] == "back":
-        return
     nodes = member_states(seen, asked)
+    if decided["resume"] == "back":
+        chosen = decided["target"]
+        assert nodes[chosen]["control"]["state"] == "shut down"
+        assert set(seen["unknown"]) <= confirmed
+        assert not seen["primaries"]
+        assert not [n for n in seen["unknown"] if said.get(n) == "primary"], "it was asked itself, and saw one"
+        assert all((timeline(nodes[n]) or 0) <= timeline(nodes[chosen]) for n in nodes)
+        return
     assert not seen["primaries"]
     handled = {*confirmed, *decided["fence"], *decided["stonith"]}
     assert set(seen["unknown"]) <= handled

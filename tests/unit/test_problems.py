@@ -34,6 +34,7 @@ def node(role: str, **changes: Any) -> dict[str, Any]:
     settings = {name: {"value": value} for name, value in SETTINGS.items()}
     settings["max_wal_size"] = {"value": "1024", "unit": "MB"}
     state = {
+        "name": "db1",
         "role": role,
         "reason": "because",
         "data_directory": "/pg",

@@ -49,6 +49,15 @@ def test_a_cutover_that_did_not_end_shows() -> None:
     armed = {"state": "armed", "alive": True, "expires_in": 9.0, "reason": None}
     lines = table(primary("db1", "db2", standby_signal=True), standby("db2", armed=armed))
     assert (cells(lines, "db1")[1], cells(lines, "db2")[1]) == ("primary, prepared", "standby, armed")
+    assert lines[0] == "DEGRADED - db1 is primary, 1 of 1 other nodes stream, prepared to become a standby"
+    down = stopped("db1", signal=True, upstream=standby("db1", "db2")["upstream"])
+    assert cells(table(down, db2=UNREACHABLE), "db1")[1] == "stopped, prepared"
+    crashed = {**down, "control": {**down["control"], "state": "in production"}}
+    assert cells(table(crashed, db2=UNREACHABLE), "db1")[1] == "stopped, prepared"
+    for other in (stopped("db1", signal=True), {**down, "standby_signal": False}):
+        assert cells(table(other, db2=UNREACHABLE), "db1")[1] == "stopped", "fenced, and by hand"
+    was_standby = {**down, "control": {**down["control"], "state": "shut down in recovery"}}
+    assert cells(table(was_standby, db2=UNREACHABLE), "db1")[1] == "stopped"
     lines = table(primary("db1", "db2"), standby("db2", armed={**armed, "state": "promoted"}))
     assert (cells(lines, "db1")[1], cells(lines, "db2")[1]) == ("primary", "standby")
     note = {"primary": "db2", "timeline": 2, "system_identifier": "x"}

@@ -117,6 +117,23 @@ def test_a_healthy_pair() -> None:
     json.dumps(seen)
 
 
+def test_a_primary_that_its_next_start_makes_a_standby_is_no_whole_cluster() -> None:
+    seen = topology(answers(primary("db1", "db2", standby_signal=True), standby("db2")))
+    assert (seen["verdict"], seen["safe"]) == ("degraded", True)
+
+
+def test_a_cutover_that_stopped_the_primary_is_to_be_ended() -> None:
+    seen = topology(answers(stopped("db1", signal=True), standby("db2", streams=False)))
+    reason = site_plan(seen, None, ["db1", "db2"])["reason"]
+    assert "run failover.yml to end the cutover that stopped db1" in reason
+    assert reason.endswith("failover.yml -e target=db2")
+
+
+def test_a_running_primary_is_not_rebuilt_and_it_is_said_what_was_meant() -> None:
+    reason = rebuild_plan(topology(PAIR), "db1", "db1")["reason"]
+    assert "name the node that is to become a standby of it, or, to change roles, run failover.yml" in reason
+
+
 @pytest.mark.parametrize(
     ("second", "code"),
     [
