@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible_collections.hotspare.postgresql.plugins.module_utils import lock
 from ansible_collections.hotspare.postgresql.plugins.module_utils.conninfo import Upstream, passfile_entry
 from ansible_collections.hotspare.postgresql.plugins.module_utils.server import (
     Instance,
@@ -277,7 +278,7 @@ class Lab:
         eventually(lambda: Pair(primary, standby).streams())
 
     def close(self) -> None:
-        """End the servers under this directory, and only those; remove it."""
+        """End the servers under this directory, and only those; remove it and the locks of its nodes."""
         for signal_number in (signal.SIGCONT, signal.SIGQUIT, signal.SIGKILL):
             _send(signal_number, _processes_under(str(self.directory)))
             deadline = time.monotonic() + 5
@@ -285,6 +286,8 @@ class Lab:
                 if time.monotonic() > deadline:
                     break
                 time.sleep(0.02)
+        for data in self.directory.glob("*/data"):
+            Path(lock._path(str(data), "lock")).unlink(missing_ok=True)
         shutil.rmtree(self.directory)
 
 
