@@ -32,7 +32,7 @@ def cutover_timeline(record: Mapping[str, Any]) -> list[str]:
     if promoted.get("switch_lsn"):
         lines += _noticed(plan, shutdown, promoted)
         lines.append(_lost(plan, promoted))
-        lines += _archive(promoted, record["nodes"].get(plan["target"]) or {}, plan["target"])
+        lines += _archive(plan, shutdown, promoted, record["nodes"].get(plan["target"]) or {})
     if results.get("relaxed") is not None:
         lines.append(f"commits waited for no standby for {results['relaxed']:.1f} s, until one streamed again")
     lines += [f"{n} is no standby yet: run rebuild_standby.yml -e node={n} -e confirm={n}" for n in _left(plan)]
@@ -117,12 +117,19 @@ def _record_of(proof: str) -> str:
     return "; ".join(text[max(text.find("lsn: "), 0) :].split("; ")[:2])
 
 
-def _archive(promoted: Mapping[str, Any], state: Mapping[str, Any], target: str) -> list[str]:
-    lines = []
+def _archive(
+    plan: Mapping[str, Any], shutdown: Mapping[str, Any], promoted: Mapping[str, Any], state: Mapping[str, Any]
+) -> list[str]:
+    target, lines = plan["target"], []
     kept = promoted.get("kept_for_archive") or []
     if kept:
         lines.append(f"kept for the archive: {listed(kept)}")
     if part(state, "archiver", "mode") in ("on", "always"):  # type: ignore[arg-type]
+        if plan["resume"] and not shutdown:
+            lines.append(
+                "what the old primary had not archived when it stopped is not known, since it runs as a standby: compare"
+                " the .ready files in its pg_wal/archive_status with the archive"
+            )
         history = f"{promoted['new_timeline']:08X}.history"
         waiting, last = part(state, "archiver", "ready"), part(state, "archiver", "last_archived_wal")  # type: ignore[arg-type]
         if waiting is None:

@@ -80,6 +80,8 @@ def test_one_that_promoted_itself_after_its_run_had_died() -> None:
     lines = told(finished, stopped={"shutdown": {**SHUTDOWN, "requested_at": None}}, promoted=PROMOTED)
     assert lines[0].startswith("db2 took over from db1, planned")
     assert lines[-1].startswith("rows lost: 0, db2 held the record with which db1 shut down")
+    started = told(finished, {"mode": "on", "ready": 0}, promoted=PROMOTED)
+    assert "what the old primary had not archived when it stopped is not known" in started[-2]
 
 
 def test_one_that_is_the_primary_again_is_not_to_be_rebuilt() -> None:
