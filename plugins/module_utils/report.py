@@ -127,8 +127,8 @@ def _archive(
     if part(state, "archiver", "mode") in ("on", "always"):  # type: ignore[arg-type]
         if plan["resume"] and not shutdown:
             lines.append(
-                "what the old primary had not archived when it stopped is not known, it runs as a standby: compare the"
-                " .ready files in its pg_wal/archive_status with the archive"
+                "what the old primary had not archived when it stopped is not known: compare the .ready files"
+                " in its pg_wal/archive_status with the archive"
             )
         history = f"{promoted['new_timeline']:08X}.history"
         waiting, last = part(state, "archiver", "ready"), part(state, "archiver", "last_archived_wal")  # type: ignore[arg-type]
