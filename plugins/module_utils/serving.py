@@ -135,11 +135,9 @@ def _fence(instance: Instance, wanted: Wanted, check_mode: bool) -> dict[str, An
 
     if check_mode:
         return act()
-    try:
-        with _working(instance, wanted, 0, check_mode):
-            return act()
-    except AtWork:
-        first = act()
+    with contextlib.suppress(AtWork), _working(instance, wanted, 0, check_mode):
+        return act()
+    first = act()
     with _working(instance, wanted, wanted.timeout, check_mode):
         then = act()
     steps = first["fence"]["steps"] + then["fence"]["steps"]
