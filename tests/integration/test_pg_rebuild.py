@@ -190,7 +190,7 @@ def test_one_at_a_time(bare, run_module, lab):
         eventually(lambda: (node.data.parent / "data.seeding.json").exists())
         for check in (True, False):
             second = run_module("pg_rebuild", args, check=check)
-            assert second.get("failed") and "already by process" in second["msg"], second
+            assert second.get("failed") and "is worked on by process" in second["msg"], second
     finally:
         hold.unlink()
         first.join()
