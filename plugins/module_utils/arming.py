@@ -47,8 +47,9 @@ from .wal import format_lsn, parse_lsn
 
 POLL = 0.005
 POLL_ENDED = 0.001
-# Who did not look for so long may have missed another stream, which came and went. A primary needs longer to crash, to
-# recover and to be connected to again.
+# Who did not look for so long may have missed another stream, which came and went: of a primary that crashed, recovered
+# and was connected to again. A standby whose stream broke asks at once, while its primary is down, and then no sooner
+# than after wal_retrieve_retry_interval, so it is less than that as well (see `gap_seconds`).
 GAP_SECONDS = 0.5
 STALL_SECONDS = 5.0  # replay that stands still for so long, with WAL left, is held up, or lacks half a record
 ARM_SECONDS = 15  # until the process has looked for the first time; it takes 0.05 s
@@ -76,13 +77,14 @@ class Session:
     """The stream a standby is armed for: its receiver process, its timeline, and the LSN up to which its primary had
     written when it was armed.
 
-    `expires` is a time of boot_clock().
+    `expires` is a time of boot_clock(); `gap` is for how many seconds nobody may look.
     """
 
     receiver: int
     timeline: int
     position: int
     expires: float
+    gap: float = GAP_SECONDS
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,11 @@ class Verdict:
 WAIT, PROVE = Verdict("wait"), Verdict("prove")
 
 
+def gap_seconds(retry_interval: float) -> float:
+    """For how long nobody may look: less than a standby waits before it connects again, both in seconds."""
+    return min(GAP_SECONDS, 0.9 * retry_interval)
+
+
 def begin(seen: Seen) -> Watch:
     replayed = seen.replayed or 0
     return Watch(last=seen.asked, replayed=replayed, before=replayed, moved=seen.answered)
@@ -145,7 +152,7 @@ def _verdict(session: Session, watch: Watch, seen: Seen, streams: bool, unseen: 
     if seen.timeline not in (None, session.timeline):
         return Verdict("refused", f"the stream went on to timeline {seen.timeline}")
     if watch.ended is not None:
-        if unseen > GAP_SECONDS:
+        if unseen > session.gap:
             return Verdict("refused", f"nobody looked for {unseen:.1f} s about when the stream ended")
         if streams or seen.receiver not in (None, session.receiver):
             return Verdict("refused", "the stream ended and a new one began: its primary lives")
@@ -446,10 +453,10 @@ def _serve(instance: Instance, wanted: Session, answer: int) -> None:
         with locked(where.alive), contextlib.closing(connect(instance)) as connection, connection.cursor() as cursor:
             cursor.execute(LOOK)
             seen = look(cursor)
-            session = replace(wanted, expires=seen.asked + wanted.expires)
+            sizes, retry_interval = settings(cursor)
+            session = replace(wanted, expires=seen.asked + wanted.expires, gap=gap_seconds(retry_interval))
             if (seen.receiver, seen.status, seen.timeline) != (session.receiver, "streaming", session.timeline):
                 raise HotspareError("the stream ended while it was armed, run this again")
-            sizes = wal_sizes(cursor)
             with locked(where.mutex):
                 write(where, _armed(session))
             os.write(answer, b"armed")
@@ -498,13 +505,14 @@ def look(cursor: Any) -> Seen:
     )
 
 
-def wal_sizes(cursor: Any) -> tuple[int, int]:
-    """Bytes of a WAL page and of a WAL file."""
+def settings(cursor: Any) -> tuple[tuple[int, int], float]:
+    """Bytes of a WAL page and of a WAL file, and the seconds of wal_retrieve_retry_interval."""
     cursor.execute(
-        "SELECT current_setting('wal_block_size')::int, setting::int FROM pg_settings WHERE name = 'wal_segment_size'"
+        "SELECT setting::int FROM pg_catalog.pg_settings WHERE name IN"
+        " ('wal_block_size', 'wal_retrieve_retry_interval', 'wal_segment_size') ORDER BY name"
     )
-    block, segment = cursor.fetchone()
-    return int(block), int(segment)
+    (block,), (retry_milliseconds,), (segment,) = cursor.fetchall()
+    return (int(block), int(segment)), retry_milliseconds / 1000
 
 
 def _watch(

@@ -16,6 +16,7 @@ from ansible_collections.hotspare.postgresql.plugins.module_utils.arming import 
     Session,
     armed_checks,
     begin,
+    gap_seconds,
     record_end,
     refutation,
     step,
@@ -244,3 +245,13 @@ def test_each_check_refuses_to_arm(state, answer, name, says):
     refusing = [check for check in armed_checks(state, Wanted(), answer) if not check["ok"]]
     assert [check["name"] for check in refusing] == [name]
     assert says in refusing[0]["detail"]
+
+
+@pytest.mark.parametrize(("retry", "gap"), [(5.0, GAP_SECONDS), (0.4, 0.36), (0.001, 0.0009)])
+def test_nobody_looks_away_for_as_long_as_another_stream_takes_to_begin(retry, gap):
+    assert gap_seconds(retry) == pytest.approx(gap)
+    session = replace(SESSION, gap=gap_seconds(retry))
+    for late, reason in ((0.9 * gap, None), (1.1 * gap, "nobody looked")):
+        verdict = step(session, begin(seen(1.0)), seen(1.0 + late, **GONE))[1]
+        assert (reason or "") in (verdict.reason or "")
+        assert (verdict.what == "refused") is (reason is not None)

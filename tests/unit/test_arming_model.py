@@ -8,13 +8,14 @@ can be reached are visited (breadth first); what the armed process decides is de
 `refutation` and the MOVES of its state. In no state are there two primaries, no promotion lacks WAL, and from every
 state, with the network mended, one more run ends with one primary that has every row.
 
-What the model takes for given: a primary that crashes and comes back needs longer than GAP_SECONDS to recover and to be
-connected to; a server that is started with standby.signal is a standby; a walsender ends its stream in a shutdown after
+What the model takes for given: a primary that crashes and comes back needs longer than `gap_seconds` to recover and to
+be connected to; a server that is started with standby.signal is a standby; a walsender ends its stream in a shutdown after
 the standby has confirmed the shutdown record, or by its timeout.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections import deque
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -476,7 +477,8 @@ def test_it_finds_an_armed_process_that_takes_any_stream(monkeypatch):
 
 
 def test_it_finds_an_armed_process_that_slept(monkeypatch):
-    monkeypatch.setattr(arming, "GAP_SECONDS", 1000.0)
+    real = arming.step
+    monkeypatch.setattr(arming, "step", lambda session, *seen: real(dataclasses.replace(session, gap=1000.0), *seen))
     way = search(newly_armed(World(run="dead")))[1]
     assert way is not None
     assert way[-1] in ("two primaries", "a promotion without the proof")
