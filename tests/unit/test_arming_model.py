@@ -9,8 +9,8 @@ can be reached are visited (breadth first); what the armed process decides is de
 state, with the network mended, one more run ends with one primary that has every row.
 
 What the model takes for given: a primary that crashes and comes back needs longer than `gap_seconds` to recover and to
-be connected to; a server that is started with standby.signal is a standby; a walsender ends its stream in a shutdown after
-the standby has confirmed the shutdown record, or by its timeout.
+be connected to; a server that is started with standby.signal is a standby; a walsender ends its stream in a shutdown
+after the standby has confirmed the shutdown record, or by its timeout.
 """
 
 from __future__ import annotations
