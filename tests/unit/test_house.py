@@ -37,12 +37,12 @@ UNIT_TESTS = {
 # plugins/module_utils from the ground up: a file imports only from the lines above its own.
 FLOORS = (
     {"asked", "wal", "shell", "problems"},  # ground
-    {"armed_state", "conninfo", "controldata", "lock", "packing", "records"},  # ground: needs the line above
-    {"server"},  # first
+    {"armed_state", "conninfo", "controldata", "lock", "packing", "records", "wal_file", "zstd"},  # ground: needs the line above
+    {"server", "store"},  # first
     {"archive_status", "demotion", "peers", "stale_slots", "stopping"},  # first: what needs a word of the line above
     {"address", "fencing", "guard"},  # first: follows the primary; ends what does not stop; keeps a dead primary down
     {"program", "serving"},  # first: does what systemd runs; does what pg_server is asked for
-    {"replication"},  # second
+    {"archive", "replication"},  # second
     {"topology", "preflight", "report", "status", "desired", "promotion", "rebuild"},  # third
     {"arming", "forced", "rebuild_look"},  # third: promotes on a proof; what a cutover and a rebuild decide on
     {"cutover", "rebuild_files"},  # third: decides on it; what a rebuild works with

@@ -1,0 +1,405 @@
+# Copyright: (c) 2026, hotspare contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The WAL archive of one cluster in a directory: what comes in is verified, stored for good, and never replaced.
+
+archive.json                 whose it is
+wal/00000002.history         histories of timelines
+wal/00000001/0000000A/NAME   segments, .partial and .backup files by timeline and log id; NAME.zst is compressed
+conflicts/NAME.HASH          what was refused, since other content has its name
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import itertools
+import json
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from types import TracebackType
+from typing import Any, Optional
+
+from . import store
+from .shell import HotspareError
+from .store import OS, Conflict, Layer, Stored
+from .wal import segment_size_ok
+from .wal_file import BadWal, Check, describe, kind
+from .zstd import COMPRESS, DECOMPRESS, Filter, through
+
+SUFFIXES = {"none": "", "zstd": ".zst"}
+COMPRESSED_KINDS = ("segment", "partial")  # what is worth it
+FILE_MODE = 0o640
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Whose WAL an archive holds; segments of another size are another cluster's, or from before pg_resetwal."""
+
+    system_identifier: int
+    segment_size: int
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file of the archive; `stored_bytes` as it lies there, `mtime` (seconds since 1970) when it came."""
+
+    name: str
+    kind: str
+    stored_bytes: int
+    mtime: float
+
+
+class Archive:
+    """The archive in `directory`, which exists; `compression` (none, zstd) is for what put() stores."""
+
+    def __init__(self, directory: str, *, compression: str = "none", layer: Layer = OS) -> None:
+        if compression not in SUFFIXES:
+            raise HotspareError(f"the compression {compression!r} is none of {', '.join(SUFFIXES)}")
+        self.directory = os.path.normpath(directory)
+        self.compression = compression
+        self._layer = layer
+        self._identity: Optional[Identity] = None
+        self._swept = False
+
+    # --- whose it is -------------------------------------------------------------------------------------------------
+
+    def identity(self) -> Optional[Identity]:
+        """None while nothing was ever archived here; HotspareError when that is not known."""
+        if self._identity is None:
+            path = self._path("archive.json")
+            try:
+                with open(path, encoding="utf-8") as file:
+                    found = json.load(file)
+                self._identity = Identity(int(found["system_identifier"]), int(found["segment_size"]))
+            except FileNotFoundError:
+                self._look_at(self.directory)
+            except OSError as error:
+                raise _unreadable(path, error) from error
+            except (ValueError, KeyError, TypeError) as error:
+                raise HotspareError(f"{path} does not say whose archive this is ({error}): see who wrote it") from error
+        return self._identity
+
+    def establish(self, system_identifier: int, segment_size: int) -> Identity:
+        """Make it the archive of this cluster, once and for all; BadWal when it is another's."""
+        if not segment_size_ok(segment_size):
+            raise BadWal(f"{segment_size} bytes is not a segment size of PostgreSQL", code="size")
+        wanted = Identity(system_identifier, segment_size)
+        if self.identity() is None:
+            with store.receive(self.directory, "archive.json", mode=FILE_MODE, layer=self._layer) as incoming:
+                incoming.write(json.dumps(asdict(wanted)).encode() + b"\n")
+                with contextlib.suppress(Conflict):  # another was quicker
+                    incoming.commit()
+        found = self.identity()
+        assert found is not None
+        if found != wanted:
+            raise BadWal(
+                f"{self.directory} is the archive of the cluster with system identifier {found.system_identifier} and "
+                f"segments of {found.segment_size} bytes, not of {system_identifier} with {segment_size}: give each "
+                "cluster an archive of its own, also the one that pg_upgrade or initdb made anew",
+                code="system" if found.system_identifier != system_identifier else "size",
+            )
+        return found
+
+    # --- in ----------------------------------------------------------------------------------------------------------
+
+    def receive(self, name: str, *, encoding: str = "none", system_identifier: int, segment_size: int) -> Receiving:
+        """Begin to store a file, whose bytes come as `encoding` says and are stored so; BadWal, HotspareError."""
+        if encoding not in SUFFIXES:
+            raise HotspareError(f"the encoding {encoding!r} is none of {', '.join(SUFFIXES)}")
+        self.establish(system_identifier, segment_size)
+        if not self._swept:
+            store.sweep(self.directory, self._layer)
+            self._swept = True
+        return Receiving(self, name, encoding)
+
+    def put(self, name: str, path: str) -> Stored:
+        """Store a file of this host; its cluster has to be established. BadWal, Conflict, Full, HotspareError."""
+        identity = self.identity()
+        if identity is None:
+            raise HotspareError(f"{self.directory} is nobody's archive yet: establish whose it is first")
+        encoding = self.compression if kind(name) in COMPRESSED_KINDS else "none"
+        with self.receive(name, encoding=encoding, **asdict(identity)) as incoming:
+            digest = hashlib.sha256()
+            content = hashed(source(path), digest)
+            for chunk in content if encoding == "none" else through(COMPRESS, content):
+                incoming.write(chunk)
+            return incoming.commit(digest.hexdigest())
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Nobody else adds a name meanwhile: NAME and NAME.zst must not both come to be. HotspareError."""
+        path = self._path(".lock")
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
+            raise HotspareError(f"cannot lock {path}: {error.strerror}; see who may write there") from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+    # --- what is there -----------------------------------------------------------------------------------------------
+
+    def has(self, name: str) -> Optional[Entry]:
+        """None when it is not there; HotspareError when that is not known."""
+        path = self.find(name)
+        return self._entry(name, path) if path else None
+
+    def find(self, name: str) -> Optional[str]:
+        """Where a file lies; None when it is not there, HotspareError when that is not known."""
+        for suffix in SUFFIXES.values():
+            path = self._path(self.place(name) + suffix)
+            if self._look_at(path, missing_ok=True):
+                return path
+        self._look_at(self.directory)  # an archive that is not mounted is not an empty one
+        return None
+
+    def read(self, name: str) -> Iterator[bytes]:
+        """The content of a file, decompressed; HotspareError."""
+        path = self.find(name)
+        if path is None:
+            raise HotspareError(f"{name} is not in the archive {self.directory}", name=name)
+        return content(path)
+
+    def digest(self, name: str) -> tuple[str, int]:
+        """SHA-256 and size of a file's content, read anew; HotspareError."""
+        found, size = hashlib.sha256(), 0
+        for chunk in self.read(name):
+            found.update(chunk)
+            size += len(chunk)
+        return found.hexdigest(), size
+
+    def inventory(self) -> list[Entry]:
+        """All files of the archive by name; HotspareError when not all can be seen."""
+        found: dict[str, Entry] = {}
+        top = self._path("wal")
+        if not self._look_at(top, missing_ok=True):
+            self._look_at(self.directory)
+            return []
+        for directory, _, names in os.walk(top, onerror=_raise_unreadable):
+            for stored in sorted(names, reverse=True):  # NAME wins over NAME.zst, as in find()
+                name = stored[: -len(".zst")] if stored.endswith(".zst") else stored
+                path = os.path.join(directory, stored)
+                if kind(name) and path[: len(path) - len(stored) + len(name)] == self._path(self.place(name)):
+                    with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+                        found[name] = self._entry(name, path)
+        return [found[name] for name in sorted(found)]
+
+    def free_bytes(self) -> int:
+        """What this account may still store; HotspareError."""
+        try:
+            status = os.statvfs(self.directory)
+        except OSError as error:
+            raise _unreadable(self.directory, error) from error
+        return status.f_bavail * status.f_frsize
+
+    def conflicts(self) -> list[dict[str, Any]]:
+        """What was refused and kept: name, path, stored_bytes and mtime, the oldest first; HotspareError."""
+        top = self._path("conflicts")
+        if not self._look_at(top, missing_ok=True):
+            self._look_at(self.directory)
+            return []
+        found = []
+        try:
+            for item in os.scandir(top):
+                name = item.name.rpartition(".")[0]
+                if kind(name.removesuffix(".zst")):
+                    status = item.stat(follow_symlinks=False)
+                    found.append(
+                        {
+                            "name": name.removesuffix(".zst"),
+                            "path": item.path,
+                            "stored_bytes": status.st_size,
+                            "mtime": status.st_mtime,
+                        }
+                    )
+        except OSError as error:
+            raise _unreadable(top, error) from error
+        return sorted(found, key=lambda record: (record["mtime"], record["name"]))
+
+    # --- out ---------------------------------------------------------------------------------------------------------
+
+    def remove(self, names: Iterable[str]) -> list[str]:
+        """Remove these files in this order; the names of those that were there. HotspareError."""
+        wanted = {}
+        for name in names:
+            for suffix in SUFFIXES.values():
+                wanted[self._path(self.place(name) + suffix)] = name
+        with self.alone():
+            gone = store.remove(self.directory, [os.path.relpath(path, self.directory) for path in wanted], self._layer)
+        return list(dict.fromkeys(wanted[path] for path in gone))
+
+    # --- within ------------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def place(name: str) -> str:
+        """Where a file lies in the archive, without the suffix of its encoding; BadWal for a name that is none."""
+        found = kind(name)
+        if found is None:
+            raise BadWal(f"{name!r} is not the name of a WAL file: give what PostgreSQL names %f", code="name")
+        return f"wal/{name}" if found == "history" else f"wal/{name[:8]}/{name[8:16]}/{name}"
+
+    def _path(self, relative: str) -> str:
+        return os.path.join(self.directory, relative)
+
+    def _entry(self, name: str, path: str) -> Entry:
+        found = kind(name)
+        assert found is not None
+        status = os.stat(path, follow_symlinks=False)
+        return Entry(name, found, status.st_size, status.st_mtime)
+
+    @staticmethod
+    def _look_at(path: str, *, missing_ok: bool = False) -> bool:
+        try:
+            os.stat(path, follow_symlinks=False)
+        except FileNotFoundError as error:
+            if not missing_ok:
+                raise _unreadable(path, error) from error
+            return False
+        except OSError as error:
+            raise _unreadable(path, error) from error
+        return True
+
+
+class Receiving:
+    """A file on its way into an archive; as a context manager it is given up unless it was committed."""
+
+    def __init__(self, archive: Archive, name: str, encoding: str) -> None:
+        identity = archive.identity()
+        assert identity is not None
+        self.check = Check(name, **asdict(identity))
+        self._archive = archive
+        self._encoding = encoding
+        suffix = SUFFIXES[encoding]
+        self._incoming = store.receive(
+            archive.directory,
+            archive.place(name) + suffix,
+            mode=FILE_MODE,
+            evidence=f"conflicts/{name}{suffix}",
+            layer=archive._layer,
+        )
+        try:
+            self._filter = Filter(DECOMPRESS) if encoding == "zstd" else None
+        except HotspareError:
+            self._incoming.abort()
+            raise
+
+    def __enter__(self) -> Receiving:
+        return self
+
+    def __exit__(
+        self, kind: Optional[type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
+    ) -> None:
+        self.abort()
+
+    def write(self, chunk: bytes) -> None:
+        """The next bytes, as they were sent; BadWal at the first defect, Full, HotspareError."""
+        for part in self._filter.feed(chunk) if self._filter else (chunk,):
+            self.check.feed(part)
+        self._incoming.write(chunk)
+
+    def commit(self, sha256: Optional[str] = None) -> Stored:
+        """Verify the whole and make it durable; `sha256` and the size returned are those of the content.
+
+        BadWal; Conflict when other content has the name; Full; HotspareError.
+        """
+        for part in self._filter.finish() if self._filter else ():
+            self.check.feed(part)
+        facts = self.check.finish()
+        if sha256 not in (None, facts.sha256):
+            raise HotspareError(
+                f"{facts.name} did not arrive as it was sent, its SHA-256 is {facts.sha256} and not {sha256}: "
+                "send it again"
+            )
+        self._incoming.sync()
+        with self._archive.alone():
+            path = self._archive.find(facts.name)
+            if path is None:
+                return Stored(self._incoming.commit().path, facts.size, facts.sha256, True)
+        difference = store.first_difference(content(path), self._content())
+        if difference is not None:
+            raise self._conflict(path, difference, facts.sha256)
+        try:
+            store.confirm(path, self._archive._layer)
+        except OSError as error:
+            raise HotspareError(f"cannot make {path} durable: {error.strerror}; see its file system") from error
+        self.abort()
+        return Stored(path, facts.size, facts.sha256, False)
+
+    def abort(self) -> None:
+        """Give it up, and leave nothing behind; nothing to do when it was committed."""
+        if self._filter:
+            self._filter.close()
+        self._incoming.abort()
+
+    def _content(self) -> Iterator[bytes]:
+        return decoded(store.chunks(self._incoming.temporary), self._encoding)
+
+    def _conflict(self, path: str, difference: int, sha256: str) -> Conflict:
+        name = self.check.name
+        theirs, ours = describe(begin(content(path))), describe(begin(self._content()))
+        existing, _ = self._archive.digest(name)
+        evidence = self._incoming.keep()
+        return Conflict(
+            f"{name} is in the archive already and differs from byte {difference} on: there {theirs}, here {ours}; "
+            f"what came now lies in {evidence}: find out which server wrote which of the two",
+            path=path,
+            first_difference=difference,
+            evidence=evidence,
+            existing_sha256=existing,
+            sha256=sha256,
+        )
+
+
+def source(path: str) -> Iterator[bytes]:
+    """A file's content in blocks; BadWal when it changes meanwhile, or is no regular file. HotspareError."""
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb", buffering=0) as file:
+            before = os.fstat(file.fileno())
+            if not stat.S_ISREG(before.st_mode):
+                raise BadWal(f"{path} is not a regular file: it is not archived", code="name")
+            while block := file.read(store.BLOCK):
+                yield block
+            after = os.fstat(file.fileno())
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+        raise BadWal(f"{path} changed while it was read: it is archived once nobody writes to it", code="changed")
+
+
+def hashed(chunks: Iterable[bytes], digest: Any) -> Iterator[bytes]:
+    """The same, each piece fed to `digest` before it goes on."""
+    for chunk in chunks:
+        digest.update(chunk)
+        yield chunk
+
+
+def content(path: str) -> Iterator[bytes]:
+    """What a file of the archive holds, decompressed; HotspareError."""
+    try:
+        yield from decoded(store.chunks(path), "zstd" if path.endswith(".zst") else "none")
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def decoded(chunks: Iterator[bytes], encoding: str) -> Iterator[bytes]:
+    """Bytes as they were before they were encoded; HotspareError."""
+    return through(DECOMPRESS, chunks) if encoding == "zstd" else chunks
+
+
+def begin(chunks: Iterator[bytes]) -> bytes:
+    """The first bytes, enough for a header."""
+    return b"".join(itertools.islice(chunks, 1))
+
+
+def _unreadable(path: str, error: OSError) -> HotspareError:
+    return HotspareError(f"cannot read {path}: {error.strerror}; see that it is mounted, and whose it is")
+
+
+def _raise_unreadable(error: OSError) -> None:
+    raise _unreadable(str(error.filename), error) from error
