@@ -14,11 +14,10 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
-import itertools
 import json
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Any, Optional
@@ -27,7 +26,7 @@ from . import store
 from .shell import HotspareError
 from .store import OS, Conflict, Layer, Stored
 from .wal import segment_size_ok
-from .wal_file import BadWal, Check, describe, kind
+from .wal_file import BadWal, Check, WalFacts, kind
 from .zstd import COMPRESS, DECOMPRESS, Filter, through
 
 SUFFIXES = {"none": "", "zstd": ".zst"}
@@ -62,47 +61,54 @@ class Archive:
         self.directory = os.path.normpath(directory)
         self.compression = compression
         self._layer = layer
-        self._identity: Optional[Identity] = None
-        self._swept = False
+        self._begun = False
 
     # --- whose it is -------------------------------------------------------------------------------------------------
 
     def identity(self) -> Optional[Identity]:
         """None while nothing was ever archived here; HotspareError when that is not known."""
-        if self._identity is None:
-            path = self._path("archive.json")
-            try:
-                with open(path, encoding="utf-8") as file:
-                    found = json.load(file)
-                self._identity = Identity(int(found["system_identifier"]), int(found["segment_size"]))
-            except FileNotFoundError:
-                self._look_at(self.directory)
-            except OSError as error:
-                raise _unreadable(path, error) from error
-            except (ValueError, KeyError, TypeError) as error:
-                raise HotspareError(f"{path} does not say whose archive this is ({error}): see who wrote it") from error
-        return self._identity
+        path = self._path("archive.json")
+        try:
+            with open(path, encoding="utf-8") as file:
+                found = json.load(file)
+            return Identity(int(found["system_identifier"]), int(found["segment_size"]))
+        except FileNotFoundError as error:
+            self._look_at(self.directory)
+            if self._begun:
+                raise HotspareError(f"{path} is gone: see whether the file system of the archive is mounted") from error
+            return None
+        except OSError as error:
+            raise _unreadable(path, error) from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise HotspareError(f"{path} does not say whose archive this is ({error}): see who wrote it") from error
 
     def establish(self, system_identifier: int, segment_size: int) -> Identity:
-        """Make it the archive of this cluster, once and for all; BadWal when it is another's."""
-        if not segment_size_ok(segment_size):
-            raise BadWal(f"{segment_size} bytes is not a segment size of PostgreSQL", code="size")
+        """Make it the archive of this cluster, once and for all; BadWal when it is another's. HotspareError."""
         wanted = Identity(system_identifier, segment_size)
-        if self.identity() is None:
-            with store.receive(self.directory, "archive.json", mode=FILE_MODE, layer=self._layer) as incoming:
-                incoming.write(json.dumps(asdict(wanted)).encode() + b"\n")
-                with contextlib.suppress(Conflict):  # another was quicker
-                    incoming.commit()
-        found = self.identity()
-        assert found is not None
+        if not segment_size_ok(segment_size):
+            raise BadWal(f"{segment_size} bytes is not a segment size of PostgreSQL: see who says so", code="size")
+        found = self.identity() or self._write_identity(wanted)
         if found != wanted:
+            other = f"system identifier {found.system_identifier} and segments of {found.segment_size} bytes"
             raise BadWal(
-                f"{self.directory} is the archive of the cluster with system identifier {found.system_identifier} and "
-                f"segments of {found.segment_size} bytes, not of {system_identifier} with {segment_size}: give each "
-                "cluster an archive of its own, also the one that pg_upgrade or initdb made anew",
+                f"{self.directory} is the archive of a cluster with {other}, not of {system_identifier} with "
+                f"{segment_size}: give each cluster its own, also one that initdb or pg_upgrade made anew",
                 code="system" if found.system_identifier != system_identifier else "size",
             )
+        if not self._begun:
+            path = self._path("archive.json")  # another may have written it a moment ago
+            with store.explained("make durable", path):
+                store.confirm(path, self._layer)
+            store.sweep(self.directory, self._layer)
+            self._begun = True
         return found
+
+    def _write_identity(self, identity: Identity) -> Identity:
+        with store.receive(self.directory, "archive.json", mode=FILE_MODE, layer=self._layer) as incoming:
+            incoming.write(json.dumps(asdict(identity)).encode() + b"\n")
+            with contextlib.suppress(Conflict):  # another was quicker
+                incoming.commit()
+        return self.identity() or identity
 
     # --- in ----------------------------------------------------------------------------------------------------------
 
@@ -110,11 +116,7 @@ class Archive:
         """Begin to store a file, whose bytes come as `encoding` says and are stored so; BadWal, HotspareError."""
         if encoding not in SUFFIXES:
             raise HotspareError(f"the encoding {encoding!r} is none of {', '.join(SUFFIXES)}")
-        self.establish(system_identifier, segment_size)
-        if not self._swept:
-            store.sweep(self.directory, self._layer)
-            self._swept = True
-        return Receiving(self, name, encoding)
+        return Receiving(self, name, encoding, self.establish(system_identifier, segment_size))
 
     def put(self, name: str, path: str) -> Stored:
         """Store a file of this host; its cluster has to be established. BadWal, Conflict, Full, HotspareError."""
@@ -122,21 +124,19 @@ class Archive:
         if identity is None:
             raise HotspareError(f"{self.directory} is nobody's archive yet: establish whose it is first")
         encoding = self.compression if kind(name) in COMPRESSED_KINDS else "none"
+        digest = hashlib.sha256()
         with self.receive(name, encoding=encoding, **asdict(identity)) as incoming:
-            digest = hashlib.sha256()
-            content = hashed(source(path), digest)
-            for chunk in content if encoding == "none" else through(COMPRESS, content):
-                incoming.write(chunk)
+            with contextlib.closing(encoded(hashed(source(path), digest), encoding)) as chunks:
+                for chunk in chunks:
+                    incoming.write(chunk)
             return incoming.commit(digest.hexdigest())
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
         """Nobody else adds a name meanwhile: NAME and NAME.zst must not both come to be. HotspareError."""
         path = self._path(".lock")
-        try:
+        with store.explained("lock", path):
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-        except OSError as error:
-            raise HotspareError(f"cannot lock {path}: {error.strerror}; see who may write there") from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
@@ -184,10 +184,9 @@ class Archive:
         for directory, _, names in os.walk(top, onerror=_raise_unreadable):
             for stored in sorted(names, reverse=True):  # NAME wins over NAME.zst, as in find()
                 name = stored[: -len(".zst")] if stored.endswith(".zst") else stored
-                path = os.path.join(directory, stored)
-                if kind(name) and path[: len(path) - len(stored) + len(name)] == self._path(self.place(name)):
+                if kind(name) and os.path.join(directory, name) == self._path(self.place(name)):
                     with contextlib.suppress(FileNotFoundError):  # removed meanwhile
-                        found[name] = self._entry(name, path)
+                        found[name] = self._entry(name, os.path.join(directory, stored))
         return [found[name] for name in sorted(found)]
 
     def free_bytes(self) -> int:
@@ -199,28 +198,21 @@ class Archive:
         return status.f_bavail * status.f_frsize
 
     def conflicts(self) -> list[dict[str, Any]]:
-        """What was refused and kept: name, path, stored_bytes and mtime, the oldest first; HotspareError."""
+        """What was refused and kept: entries with their `path`, the oldest first; HotspareError."""
         top = self._path("conflicts")
         if not self._look_at(top, missing_ok=True):
             self._look_at(self.directory)
             return []
         found = []
         try:
-            for item in os.scandir(top):
-                name = item.name.rpartition(".")[0]
-                if kind(name.removesuffix(".zst")):
-                    status = item.stat(follow_symlinks=False)
-                    found.append(
-                        {
-                            "name": name.removesuffix(".zst"),
-                            "path": item.path,
-                            "stored_bytes": status.st_size,
-                            "mtime": status.st_mtime,
-                        }
-                    )
+            for kept in sorted(os.listdir(top)):
+                path = os.path.join(top, kept)
+                name = kept.rpartition(".")[0].removesuffix(".zst")
+                if kind(name):
+                    found.append({**asdict(self._entry(name, path)), "path": path})
         except OSError as error:
             raise _unreadable(top, error) from error
-        return sorted(found, key=lambda record: (record["mtime"], record["name"]))
+        return sorted(found, key=lambda entry: float(entry["mtime"]))
 
     # --- out ---------------------------------------------------------------------------------------------------------
 
@@ -269,9 +261,7 @@ class Archive:
 class Receiving:
     """A file on its way into an archive; as a context manager it is given up unless it was committed."""
 
-    def __init__(self, archive: Archive, name: str, encoding: str) -> None:
-        identity = archive.identity()
-        assert identity is not None
+    def __init__(self, archive: Archive, name: str, encoding: str, identity: Identity) -> None:
         self.check = Check(name, **asdict(identity))
         self._archive = archive
         self._encoding = encoding
@@ -308,8 +298,10 @@ class Receiving:
 
         BadWal; Conflict when other content has the name; Full; HotspareError.
         """
-        for part in self._filter.finish() if self._filter else ():
-            self.check.feed(part)
+        if self._filter:
+            for part in self._filter.finish():
+                self.check.feed(part)
+            self._filter.close()
         facts = self.check.finish()
         if sha256 not in (None, facts.sha256):
             raise HotspareError(
@@ -323,11 +315,9 @@ class Receiving:
                 return Stored(self._incoming.commit().path, facts.size, facts.sha256, True)
         difference = store.first_difference(content(path), self._content())
         if difference is not None:
-            raise self._conflict(path, difference, facts.sha256)
-        try:
+            raise self._conflict(path, difference, facts)
+        with store.explained("make durable", path):
             store.confirm(path, self._archive._layer)
-        except OSError as error:
-            raise HotspareError(f"cannot make {path} durable: {error.strerror}; see its file system") from error
         self.abort()
         return Stored(path, facts.size, facts.sha256, False)
 
@@ -337,26 +327,33 @@ class Receiving:
             self._filter.close()
         self._incoming.abort()
 
-    def _content(self) -> Iterator[bytes]:
-        return decoded(store.chunks(self._incoming.temporary), self._encoding)
-
-    def _conflict(self, path: str, difference: int, sha256: str) -> Conflict:
-        name = self.check.name
-        theirs, ours = describe(begin(content(path))), describe(begin(self._content()))
-        existing, _ = self._archive.digest(name)
+    def _conflict(self, path: str, difference: int, ours: WalFacts) -> Conflict:
+        existing, check = None, Check(ours.name)
+        try:
+            existing, _ = self._archive.digest(ours.name)
+            for chunk in content(path):
+                check.feed(chunk)
+            there = shown(check.finish(), content(path), difference)
+        except HotspareError as error:
+            there = f"damaged, since {error.message}"
+        here = shown(ours, self._content(), difference)
+        page = f" (page {difference // ours.page_size})" if ours.page_size else ""
         evidence = self._incoming.keep()
         return Conflict(
-            f"{name} is in the archive already and differs from byte {difference} on: there {theirs}, here {ours}; "
-            f"what came now lies in {evidence}: find out which server wrote which of the two",
+            f"{ours.name} is in the archive already and differs from byte {difference}{page} on: there {there}; here "
+            f"{here}; it was left alone, and what came now lies in {evidence}: find out which server wrote which",
             path=path,
             first_difference=difference,
             evidence=evidence,
             existing_sha256=existing,
-            sha256=sha256,
+            sha256=ours.sha256,
         )
 
+    def _content(self) -> Iterator[bytes]:
+        return decoded(store.chunks(self._incoming.temporary), self._encoding)
 
-def source(path: str) -> Iterator[bytes]:
+
+def source(path: str) -> Generator[bytes, None, None]:
     """A file's content in blocks; BadWal when it changes meanwhile, or is no regular file. HotspareError."""
     try:
         with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb", buffering=0) as file:
@@ -372,7 +369,7 @@ def source(path: str) -> Iterator[bytes]:
         raise BadWal(f"{path} changed while it was read: it is archived once nobody writes to it", code="changed")
 
 
-def hashed(chunks: Iterable[bytes], digest: Any) -> Iterator[bytes]:
+def hashed(chunks: Iterable[bytes], digest: Any) -> Generator[bytes, None, None]:
     """The same, each piece fed to `digest` before it goes on."""
     for chunk in chunks:
         digest.update(chunk)
@@ -385,6 +382,8 @@ def content(path: str) -> Iterator[bytes]:
         yield from decoded(store.chunks(path), "zstd" if path.endswith(".zst") else "none")
     except OSError as error:
         raise _unreadable(path, error) from error
+    except HotspareError as error:
+        raise HotspareError(f"cannot read {path}: {error.message}") from error
 
 
 def decoded(chunks: Iterator[bytes], encoding: str) -> Iterator[bytes]:
@@ -392,9 +391,18 @@ def decoded(chunks: Iterator[bytes], encoding: str) -> Iterator[bytes]:
     return through(DECOMPRESS, chunks) if encoding == "zstd" else chunks
 
 
-def begin(chunks: Iterator[bytes]) -> bytes:
-    """The first bytes, enough for a header."""
-    return b"".join(itertools.islice(chunks, 1))
+def encoded(chunks: Generator[bytes, None, None], encoding: str) -> Generator[bytes, None, None]:
+    """Bytes as they are stored in this encoding; HotspareError."""
+    return through(COMPRESS, chunks) if encoding == "zstd" else chunks
+
+
+def shown(facts: WalFacts, chunks: Iterable[bytes], difference: int) -> str:
+    """What may tell a file from another one of its name, which differs from this byte on."""
+    if facts.timelines:
+        return f"timeline {', '.join(map(str, facts.timelines))} of system {facts.system_identifier}"
+    text = b"".join(chunks)
+    line = text[text.rfind(b"\n", 0, difference) + 1 :].partition(b"\n")[0]
+    return repr(line.decode(errors="replace"))
 
 
 def _unreadable(path: str, error: OSError) -> HotspareError:

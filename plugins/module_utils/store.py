@@ -219,7 +219,7 @@ class Incoming:
     @contextlib.contextmanager
     def _giving_up(self) -> Iterator[None]:
         try:
-            with _explained("store", self.path):
+            with explained("store", self.path):
                 yield
         except HotspareError:
             self.abort()
@@ -261,7 +261,7 @@ def remove(root: Path, paths: Iterable[Path], layer: Layer = OS) -> list[str]:
     removed: list[str] = []
     directory = None
     for path in (_below(root, path) for path in paths):
-        with _explained("remove", path):
+        with explained("remove", path):
             if directory not in (None, os.path.dirname(path)):
                 sync_directory(str(directory), layer)
             with contextlib.suppress(FileNotFoundError):
@@ -269,17 +269,17 @@ def remove(root: Path, paths: Iterable[Path], layer: Layer = OS) -> list[str]:
                 removed.append(path)
                 directory = os.path.dirname(path)
     if directory is not None:
-        with _explained("remove files in", directory):
+        with explained("remove files in", directory):
             sync_directory(directory, layer)
     return removed
 
 
 def sweep(root: Path, layer: Layer = OS) -> list[str]:
-    """Remove the temporary files below `root` whose writer is dead; their paths. HotspareError."""
+    """Remove the temporary files below `root` whose writer is dead, as far as that can be done; their paths."""
     removed = []
     for directory, _, names in os.walk(os.fsdecode(root)):
         for path in (os.path.join(directory, name) for name in names if name.startswith(INCOMING)):
-            with _explained("remove", path), contextlib.suppress(FileNotFoundError, BlockingIOError):
+            with contextlib.suppress(OSError):  # in use, or gone, or another account's: it is only in nobody's way
                 descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
                 try:
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -336,7 +336,8 @@ def _below(root: Path, relative_path: Path) -> str:
 
 
 @contextlib.contextmanager
-def _explained(act: str, path: str) -> Iterator[None]:
+def explained(act: str, path: str) -> Iterator[None]:
+    """An OSError within becomes Full or HotspareError."""
     try:
         yield
     except OSError as error:

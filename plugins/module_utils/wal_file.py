@@ -61,6 +61,7 @@ class WalFacts:
     system_identifier: Optional[int] = None
     segment_size: Optional[int] = None
     magic: Optional[int] = None
+    page_size: Optional[int] = None
     timelines: tuple[int, ...] = ()
 
 
@@ -90,15 +91,6 @@ def header(begin: bytes) -> Optional[Header]:
     if magic not in MAGICS or not info & LONG_HEADER:
         return None
     return Header(magic, info, timeline, address, system, size, page)
-
-
-def describe(begin: bytes) -> str:
-    """Whose WAL a file is that begins so, in words."""
-    found = header(begin)
-    if found is None:
-        return "no WAL"
-    where = f"{format_lsn(found.address)} on timeline {found.timeline}"
-    return f"WAL of system {found.system_identifier} from {where}"
 
 
 class Check:
@@ -168,6 +160,7 @@ class Check:
             found.system_identifier,
             found.segment_size,
             found.magic,
+            found.page_size,
             tuple(self._timelines),
         )
 
@@ -190,7 +183,7 @@ class Check:
         try:
             named = parse_segment_name(self.name[:24], size)
         except ValueError as error:
-            raise self._bad("name", f"holds a segment of {size // MIB} MB: {error}") from error
+            raise self._bad("name", f"has a name that no segment of {size // MIB} MB has") from error
         if found.address != named.start_lsn:
             actual = segment_name(named.timeline, found.address, size)
             raise self._bad("address", f"begins with {format_lsn(found.address)}, which belongs into {actual}")

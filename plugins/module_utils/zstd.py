@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 import os
-import selectors
+import select
 import subprocess
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Optional
 
@@ -38,8 +38,9 @@ class Filter:
         assert self._process.stdin is not None and self._process.stdout is not None
         self._stdin, self._stdout = self._process.stdin.fileno(), self._process.stdout.fileno()
         os.set_blocking(self._stdin, False)
-        self._selector = selectors.DefaultSelector()
-        self._selector.register(self._stdout, selectors.EVENT_READ)
+        self._ready = select.poll()
+        self._ready.register(self._stdin, select.POLLOUT)
+        self._ready.register(self._stdout, select.POLLIN)
 
     def __enter__(self) -> Filter:
         return self
@@ -52,22 +53,18 @@ class Filter:
     def feed(self, chunk: bytes) -> Iterator[bytes]:
         """Give it the next bytes; what it has for us so far. HotspareError."""
         view = memoryview(chunk)
-        self._selector.register(self._stdin, selectors.EVENT_WRITE)
-        try:
-            while view:
-                for key, _ in self._selector.select():
-                    if key.fd == self._stdout:
-                        block = os.read(self._stdout, BLOCK)
-                        if not block:
-                            raise self._failed()
-                        yield block
-                    else:
-                        try:
-                            view = view[os.write(self._stdin, view) :]
-                        except BrokenPipeError:
-                            raise self._failed() from None
-        finally:
-            self._selector.unregister(self._stdin)
+        while view:
+            for descriptor, _ in self._ready.poll():
+                if descriptor == self._stdout:
+                    block = os.read(self._stdout, BLOCK)
+                    if not block:
+                        raise self._failed()
+                    yield block
+                else:
+                    try:
+                        view = view[os.write(self._stdin, view) :]
+                    except BrokenPipeError:
+                        raise self._failed() from None
 
     def finish(self) -> Iterator[bytes]:
         """The stream has ended; the rest of what it has for us. HotspareError."""
@@ -80,7 +77,6 @@ class Filter:
 
     def close(self) -> None:
         """End it, wherever it is."""
-        self._selector.close()
         if self._process.poll() is None:
             self._process.kill()
         for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
@@ -94,7 +90,7 @@ class Filter:
         return HotspareError(f"{self._name} failed: {said}; the data is damaged, or not what it was said to be")
 
 
-def through(argv: Sequence[str], chunks: Iterable[bytes]) -> Iterator[bytes]:
+def through(argv: Sequence[str], chunks: Iterable[bytes]) -> Generator[bytes, None, None]:
     """What a program makes of a stream; HotspareError."""
     with Filter(argv) as program:
         for chunk in chunks:
