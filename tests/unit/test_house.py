@@ -38,6 +38,7 @@ UNIT_TESTS = {
 FLOORS = (
     {"asked", "wal", "shell", "problems"},  # ground
     {"armed_state", "conninfo", "controldata", "lock", "packing", "records", "wal_file", "zstd"},  # ground: needs the line above
+    {"archive_gaps", "archive_retention"},  # ground: what an archive lacks, and what it may lose
     {"server", "store"},  # first
     {"archive_status", "demotion", "peers", "stale_slots", "stopping"},  # first: what needs a word of the line above
     {"address", "fencing", "guard"},  # first: follows the primary; ends what does not stop; keeps a dead primary down
