@@ -29,14 +29,16 @@ FILE_HEADER = struct.Struct("=HHIQI4xQII")  # the same, xlp_rem_len, then xlp_sy
 LONG_HEADER = 0x0002  # in xlp_info of the first page of a file, and only there
 FLAGS = 0x000F
 
+_TIMELINE = "(?!0{8})[0-9A-F]{8}"
 _KINDS = {
-    "segment": re.compile(r"[0-9A-F]{24}"),
-    "partial": re.compile(r"[0-9A-F]{24}\.partial"),
-    "history": re.compile(r"[0-9A-F]{8}\.history"),
-    "backup": re.compile(r"[0-9A-F]{24}\.[0-9A-F]{8}\.backup"),
+    "segment": re.compile(_TIMELINE + r"[0-9A-F]{16}"),
+    "partial": re.compile(_TIMELINE + r"[0-9A-F]{16}\.partial"),
+    "history": re.compile(_TIMELINE + r"\.history"),
+    "backup": re.compile(_TIMELINE + r"[0-9A-F]{16}\.[0-9A-F]{8}\.backup"),
 }
-_BACKUP_START = re.compile(r"^START WAL LOCATION: ([0-9A-F]+/[0-9A-F]+) \(file ([0-9A-F]{24})\)$", re.MULTILINE)
-_BACKUP_STOP = re.compile(r"^STOP WAL LOCATION: ([0-9A-F]+/[0-9A-F]+) \(file ([0-9A-F]{24})\)$", re.MULTILINE)
+_LOCATION = r"^%s WAL LOCATION: ([0-9A-F]{1,8}/[0-9A-F]{1,8}) \(file ([0-9A-F]{24})\)$"
+_BACKUP_START = re.compile(_LOCATION % "START", re.MULTILINE)
+_BACKUP_STOP = re.compile(_LOCATION % "STOP", re.MULTILINE)
 
 
 class BadWal(HotspareError):
@@ -252,16 +254,9 @@ class Check:
         start, stop = _BACKUP_START.search(text), _BACKUP_STOP.search(text)
         if start is None or stop is None or not text.endswith("\n"):
             raise self._bad("parse", "is no backup history: it does not say where the backup begins and ends")
-        try:
-            begin, offset = parse_lsn(start[1]), int(self.name[25:33], 16)
-            if self._segment_size:
-                matches = segment_name(int(self.name[:8], 16), begin, self._segment_size) == self.name[:24]
-                matches = matches and begin % self._segment_size == offset
-            else:
-                matches = begin % MIB == offset % MIB
-        except ValueError as error:
-            raise self._bad("parse", f"is no backup history: {error}") from error
-        if start[2] != self.name[:24] or not matches:
+        begin, size, file = parse_lsn(start[1]), self._segment_size, self.name[:24]
+        named = f"{segment_name(int(file[:8], 16), begin, size)}.{begin % size:08X}.backup" if size else self.name
+        if start[2] != file or self.name != named:
             raise self._bad("address", f"is of the backup that begins at {start[1]} in {start[2]}")
 
     def _bad(self, code: str, what: str) -> BadWal:

@@ -41,3 +41,19 @@ def segment(
             header = PAGE_HEADER.pack(magic, index % 2, timeline, address)
         pages.append(header.ljust(24, b"\0").ljust(PAGE, fill))
     return b"".join(pages).ljust(size, b"\0")
+
+
+HISTORY = "1\t0/3000060\tno recovery target specified\n\n2\t0/5000148\tno recovery target specified\n"
+BACKUP_NAME = "000000010000000000000002.00000028.backup"
+BACKUP = """\
+START WAL LOCATION: 0/2000028 (file 000000010000000000000002)
+STOP WAL LOCATION: 0/2000100 (file 000000010000000000000002)
+CHECKPOINT LOCATION: 0/2000060
+BACKUP METHOD: streamed
+BACKUP FROM: primary
+START TIME: 2026-01-02 03:04:05 UTC
+LABEL: pg_basebackup base backup
+START TIMELINE: 1
+STOP TIME: 2026-01-02 03:04:06 UTC
+STOP TIMELINE: 1
+"""
