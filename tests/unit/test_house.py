@@ -36,17 +36,24 @@ UNIT_TESTS = {
 
 # plugins/module_utils from the ground up: a file imports only from the lines above its own.
 FLOORS = (
-    {"asked", "wal", "shell", "problems"},  # ground
+    {"asked", "wal", "shell", "problems", "version"},  # ground
     {"armed_state", "conninfo", "controldata", "lock", "packing", "records", "wal_file", "zstd"},  # ground: needs the line above
+    {"document_tree"},  # ground: documents of a day
     {"archive_gaps", "archive_retention"},  # ground: what an archive lacks, and what it may lose
     {"server", "store"},  # first
     {"archive_status", "demotion", "peers", "stale_slots", "stopping"},  # first: what needs a word of the line above
     {"address", "fencing", "guard"},  # first: follows the primary; ends what does not stop; keeps a dead primary down
     {"program", "serving"},  # first: does what systemd runs; does what pg_server is asked for
-    {"archive", "replication"},  # second
+    {"archive", "replication", "wire"},  # second
+    {"archive_config"},  # second: where WAL and documents come from and go to
+    {"tree_server"},  # second: what takes documents
+    {"archive_link"},  # second: a destination, seen from who ships
+    {"tree_sync"},  # second: what ships documents
+    {"archive_server"},  # second: the same, seen from there
     {"topology", "preflight", "report", "status", "desired", "promotion", "rebuild"},  # third
     {"arming", "forced", "rebuild_look"},  # third: promotes on a proof; what a cutover and a rebuild decide on
     {"cutover", "rebuild_files"},  # third: decides on it; what a rebuild works with
+    {"archive_report"},  # third: what archive_check.yml prints
     {"rebuild_rewind"},  # third: one method of a rebuild
     {"rebuilding"},  # third: does what rebuild decided
 )
