@@ -21,8 +21,7 @@ from .guard import POLICIES, guard, note_path
 from .peers import Peer
 from .server import Instance
 from .shell import HotspareError
-
-VERSION = "0.1.0"  # of the collection
+from .version import VERSION
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,215 @@
+# Copyright: (c) 2026, hotspare contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the role archive writes for a node or an archive host: where WAL and documents come from and go to.
+
+The same file is read at both ends: by who ships, and by the forced command that receives. It holds no secret.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Optional
+
+from .peers import Peer
+from .server import Instance
+from .shell import HotspareError
+
+COMPRESSIONS = ("none", "zstd")
+REQUIRE = ("one", "all")
+
+# A word of an ssh command or a part of a path: it is never taken for an option, nor for a way out of a directory.
+_WORD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+_HOST = re.compile(r"[A-Za-z0-9_:][A-Za-z0-9_.:%-]*")
+
+
+@dataclass(frozen=True)
+class Place:
+    """A destination: either a host reached by ssh, or a `directory` of this one, such as a mounted NAS."""
+
+    name: str
+    host: str = ""
+    port: int = 22
+    account: str = ""
+    identity: str = ""
+    known_hosts: str = ""
+    directory: str = ""
+
+    def __post_init__(self) -> None:
+        _word("name", self.name)
+        if self.directory:
+            _absolute("directory", self.directory)
+            if self.host:
+                raise ValueError(f"{self.name} has both a host and a directory")
+            return
+        if not _HOST.fullmatch(self.host):
+            raise ValueError(f"the host of {self.name} is {self.host!r}")
+        _word("account", self.account)
+        _absolute("identity", self.identity)
+        _absolute("known_hosts", self.known_hosts)
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.directory or f'{self.account}@{self.host} port {self.port}'})"
+
+
+@dataclass(frozen=True)
+class TreePlace(Place):
+    """A host that holds a copy of a tree, in `path`."""
+
+    path: str = ""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.directory:
+            raise ValueError(f"{self.name} is a directory, and trees go to hosts only")
+        _absolute("path", self.path)
+
+
+@dataclass(frozen=True)
+class Tree:
+    """A document tree; `partition` is the strftime() pattern of a day's folder, empty = it has none.
+
+    `grace` (s): how long a day goes on after midnight. `skip`: weekdays without documents, Monday = 0.
+    """
+
+    name: str
+    path: str
+    account: str
+    partition: str = ""
+    grace: float = 7200
+    skip: tuple[int, ...] = ()
+    destinations: tuple[TreePlace, ...] = ()
+
+    def __post_init__(self) -> None:
+        _word("name", self.name)
+        _absolute("path", self.path)
+        _word("account", self.account)
+        _unique("destinations", (place.name for place in self.destinations))
+        if self.grace < 0 or not set(self.skip) <= set(range(7)):
+            raise ValueError(f"the tree {self.name} has a grace of {self.grace} s and skips {list(self.skip)}")
+
+
+@dataclass(frozen=True)
+class Keep:
+    """What retention leaves at least: a window of `days`, the newest `segments` and `backups`; None = not said."""
+
+    days: Optional[float] = None
+    segments: Optional[int] = None
+    backups: Optional[int] = None
+
+    def __post_init__(self) -> None:
+        if any(value is not None and value < 0 for value in (self.days, self.segments, self.backups)):
+            raise ValueError(f"keep is {self}")
+
+
+@dataclass(frozen=True)
+class ArchiveConfig:
+    """`node` is None on an archive host; `keep` None: nothing is ever pruned."""
+
+    name: str
+    cluster: str
+    node: Optional[Instance]
+    peers: tuple[Peer, ...]
+    directory: str
+    compression: str
+    require: str
+    program: str
+    run: str
+    spool: str
+    fetch_ahead: int
+    destinations: tuple[Place, ...]
+    keep: Optional[Keep]
+    trees: tuple[Tree, ...]
+
+    def __post_init__(self) -> None:
+        _word("name", self.name)
+        _word("cluster", self.cluster)
+        for what in ("directory", "program", "run", "spool"):
+            _absolute(what, getattr(self, what))
+        _one_of("compression", self.compression, COMPRESSIONS)
+        _one_of("require", self.require, REQUIRE)
+        if self.fetch_ahead < 0:
+            raise ValueError(f"fetch_ahead is {self.fetch_ahead}")
+        _unique("destinations", (place.name for place in self.destinations))
+        _unique("trees", (tree.name for tree in self.trees))
+
+    @property
+    def socket(self) -> str:
+        """Where the shipper listens."""
+        return os.path.join(self.run, "socket")
+
+    @property
+    def status_file(self) -> str:
+        """What the shipper writes about itself."""
+        return os.path.join(self.run, "status.json")
+
+    def tree(self, name: str) -> Tree:
+        """HotspareError when there is none."""
+        for tree in self.trees:
+            if tree.name == name:
+                return tree
+        raise HotspareError(f"{self.name} has no tree {name!r}: see archive_trees, and run site.yml")
+
+
+def read_archive_config(path: str) -> ArchiveConfig:
+    """HotspareError when it is not there or not one of ours."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            # It says what is read and written as whom, and may lie in a directory of the server's account.
+            if os.fstat(file.fileno()).st_uid not in (0, os.geteuid()):
+                raise HotspareError(f"{path} does not belong to root: remove it and run site.yml, which writes it")
+            return parse_archive_config(json.load(file))
+    except OSError as error:
+        raise HotspareError(f"cannot read {path}: {error.strerror}; run site.yml, which writes it") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise HotspareError(
+            f"{path} is not what the role archive writes ({error}): run site.yml, which writes it"
+        ) from error
+
+
+def parse_archive_config(found: Mapping[str, Any]) -> ArchiveConfig:
+    """From the JSON; ValueError, KeyError, TypeError or AttributeError when it is not one of ours. (Pure.)"""
+    simple = ("name", "cluster", "directory", "compression", "require", "program", "run", "spool", "fetch_ahead")
+    return ArchiveConfig(
+        **{key: found[key] for key in simple},
+        node=Instance(**found["node"]) if found["node"] else None,
+        peers=tuple(Peer(**peer) for peer in found["peers"]),
+        destinations=tuple(Place(**place) for place in found["destinations"]),
+        keep=Keep(**found["keep"]) if found["keep"] else None,
+        trees=tuple(_tree(tree) for tree in found["trees"]),
+    )
+
+
+def _tree(found: Mapping[str, Any]) -> Tree:
+    return Tree(
+        **{
+            **found,
+            "skip": tuple(found.get("skip", ())),
+            "destinations": tuple(TreePlace(**place) for place in found.get("destinations", ())),
+        }
+    )
+
+
+def _word(what: str, value: str) -> None:
+    if not _WORD.fullmatch(value):
+        raise ValueError(f"{what} is {value!r}, which is no plain word")
+
+
+def _absolute(what: str, value: str) -> None:
+    if not os.path.isabs(value) or os.path.normpath(value) != value or "\0" in value:
+        raise ValueError(f"{what} is {value!r}, which is no absolute path")
+
+
+def _one_of(what: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ValueError(f"{what} is {value!r}, which is none of {', '.join(known)}")
+
+
+def _unique(what: str, names: Iterable[str]) -> None:
+    seen = list(names)
+    if len(seen) != len(set(seen)):
+        raise ValueError(f"{what} has a name twice: {', '.join(sorted(seen))}")

@@ -1,0 +1,190 @@
+# Copyright: (c) 2026, hotspare contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a destination does for who ships to it: the forced command of a key, which may do this and nothing else.
+
+Names, numbers and paths come from another host: what becomes part of a path here goes through Archive.place() first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, astuple, dataclass, field
+from typing import IO, Any, Optional, Union
+
+from . import store
+from .archive import SUFFIXES, Archive, Entry
+from .archive_config import ArchiveConfig, read_archive_config
+from .archive_link import digest_of, hello
+from .shell import HotspareError
+from .version import VERSION
+from .wire import PROTOCOL, Broken, Channel, Missing, Payload, failure
+
+RECORDS = 1000  # in one chunk
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A reply that a payload follows."""
+
+    chunks: Iterable[bytes]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+Reply = Union[Mapping[str, Any], Stream]
+
+
+def serve(config_path: str, stdin: IO[bytes], stdout: IO[bytes]) -> int:
+    """Be the forced command: answer until the other end has gone; the exit code."""
+    command = os.environ.get("SSH_ORIGINAL_COMMAND", "")
+    channel = Channel(stdin.fileno(), stdout.fileno())
+    try:
+        if command:
+            raise HotspareError(f"this key is for the archive only, not for {command!r}")
+        server = Server(read_archive_config(config_path), channel)
+    except HotspareError as error:
+        sys.stderr.write(f"{error.message}\n")
+        with contextlib.suppress(Broken):
+            channel.send(failure(error))
+        return 1
+    try:
+        server.serve()
+    except Broken as error:
+        sys.stderr.write(f"the connection broke: {error}\n")
+        return 1
+    return 0
+
+
+class Server:
+    """One connection; `payload` is what comes with a request, a handler need not read all of it."""
+
+    def __init__(self, config: ArchiveConfig, channel: Channel) -> None:
+        self.config = config
+        self.archive = Archive(config.directory)
+        self.payload: Optional[Payload] = None
+        self._channel = channel
+
+    def serve(self) -> None:
+        """Answer until the other end has gone; Broken."""
+        self._channel.send({"ok": True, "protocol": PROTOCOL, "version": VERSION, "name": self.config.name})
+        while (request := self._channel.receive()) is not None:
+            self.payload = self._channel.payload() if request.get("payload") else None
+            reply = self._reply(request)
+            self._read_rest()
+            if isinstance(reply, Stream):
+                self._channel.send({**reply.facts, "ok": True, "payload": True})
+                self._channel.send_payload(reply.chunks)
+            else:
+                self._channel.send(reply)
+
+    def _reply(self, request: Mapping[str, Any]) -> Reply:
+        op = str(request.get("op"))
+        try:
+            if op not in OPS:
+                raise HotspareError(
+                    f"hotspare {VERSION} cannot do {op!r}: run site.yml, which brings the same version to all hosts"
+                )
+            reply = OPS[op](self, request)
+            return reply if isinstance(reply, Stream) else {**reply, "ok": True}
+        except HotspareError as error:
+            return failure(error)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            return failure(HotspareError(f"{op} failed: {error!r}; see that all hosts have the same version"))
+
+    def _read_rest(self) -> None:
+        """What is on its way still, when a handler failed in the middle: the next request comes behind it."""
+        with contextlib.suppress(HotspareError):
+            for _ in self.payload or ():
+                pass
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Operations
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _hello(server: Server, request: Mapping[str, Any]) -> Reply:
+    return hello(server.config.name, server.archive)
+
+
+def _put(server: Server, request: Mapping[str, Any]) -> Reply:
+    """Payload: the file as `encoding` says; trailer: the sha256 of its content."""
+    if server.payload is None:
+        raise HotspareError("a file to put has to come with the request")
+    receiving = server.archive.receive(
+        str(request["name"]),
+        encoding=str(request["encoding"]),
+        system_identifier=int(request["system_identifier"]),
+        segment_size=int(request["segment_size"]),
+    )
+    with receiving:
+        for chunk in server.payload:
+            receiving.write(chunk)
+        return asdict(receiving.commit(str(server.payload.trailer["sha256"])))
+
+
+def _has(server: Server, request: Mapping[str, Any]) -> Reply:
+    found = (server.archive.has(str(name)) for name in request["names"])
+    return Stream(_chunks(_record(entry) for entry in found if entry is not None))
+
+
+def _digest(server: Server, request: Mapping[str, Any]) -> Reply:
+    """Each by itself, so that the other end sees that we are at work."""
+    names = map(str, request["names"])
+    return Stream(_chunks(((name, *astuple(digest_of(server.archive, name))) for name in names), 1))
+
+
+def _names(server: Server, request: Mapping[str, Any]) -> Reply:
+    return Stream(_chunks(map(_record, server.archive.inventory())))
+
+
+def _get(server: Server, request: Mapping[str, Any]) -> Reply:
+    """As it is stored: who asks decompresses."""
+    name = str(request["name"])
+    path = server.archive.find(name)
+    if path is None:
+        raise Missing(f"it has no {name}")
+    return Stream(_stored(path), {"encoding": "zstd" if path.endswith(SUFFIXES["zstd"]) else "none"})
+
+
+def _remove(server: Server, request: Mapping[str, Any]) -> Reply:
+    return Stream(_chunks(server.archive.remove(map(str, request["names"]))))
+
+
+def _conflicts(server: Server, request: Mapping[str, Any]) -> Reply:
+    return Stream(_chunks(server.archive.conflicts()))
+
+
+OPS: dict[str, Callable[[Server, Mapping[str, Any]], Reply]] = {
+    "hello": _hello,
+    "put": _put,
+    "has": _has,
+    "digest": _digest,
+    "names": _names,
+    "get": _get,
+    "remove": _remove,
+    "conflicts": _conflicts,
+}
+
+
+def _record(entry: Entry) -> Sequence[Any]:
+    return entry.name, entry.stored_bytes, entry.mtime
+
+
+def _chunks(records: Iterable[Any], size: int = RECORDS) -> Iterator[bytes]:
+    """Records as JSON lists, some in each chunk."""
+    left = iter(records)
+    while batch := list(itertools.islice(left, size)):
+        yield json.dumps(batch).encode()
+
+
+def _stored(path: str) -> Iterator[bytes]:
+    try:
+        yield from store.chunks(path)
+    except OSError as error:
+        raise HotspareError(f"cannot read {path}: {error.strerror}; see its file system") from error
