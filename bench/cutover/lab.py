@@ -66,16 +66,18 @@ def until(what: str, holds: Callable[[], bool], seconds: float, pause: float = 0
 class Machine:
     """A container with systemd, sshd, PostgreSQL 17 and the peers' programs, at a fixed address."""
 
-    def __init__(self, name: str, number: int) -> None:
-        self.name = f"hotspare-bench-{name}"
-        self.short = name
-        self.address = f"{SUBNET}.{number}"
+    network, subnet = NETWORK, SUBNET
 
-    def create(self, image: str) -> None:
-        """Make it anew, and wait until it has booted."""
+    def __init__(self, name: str, number: int) -> None:
+        self.name = f"{self.network}-{name}"
+        self.short = name
+        self.address = f"{self.subnet}.{number}"
+
+    def create(self, image: str, *more: str) -> None:
+        """Make it anew (`more`: options of docker run), and wait until it has booted."""
         options = run("bash", "-c", ". lab/common.sh && machine_options").stdout.split()
         run("docker", "rm", "--force", "--volumes", self.name, check=False)
-        place = ["--network", NETWORK, "--ip", self.address]
+        place = ["--network", self.network, "--ip", self.address]
         run(
             "docker",
             "run",
@@ -88,6 +90,7 @@ class Machine:
             LABEL,
             *place,
             *options,
+            *more,
             image,
         )
         self.wait_booted()
@@ -138,21 +141,22 @@ class Machine:
         run("docker", "start", self.name)
 
     def unplug(self) -> None:
-        run("docker", "network", "disconnect", NETWORK, self.name)
+        run("docker", "network", "disconnect", self.network, self.name)
 
     def plug(self) -> None:
-        run("docker", "network", "connect", "--ip", self.address, NETWORK, self.name)
+        run("docker", "network", "connect", "--ip", self.address, self.network, self.name)
 
 
-def make_network() -> None:
-    if run("docker", "network", "inspect", NETWORK, check=False).returncode:
-        run("docker", "network", "create", "--label", LABEL, "--subnet", f"{SUBNET}.0/24", NETWORK)
+def make_network(network: str = NETWORK, subnet: str = SUBNET) -> None:
+    if run("docker", "network", "inspect", network, check=False).returncode:
+        run("docker", "network", "create", "--label", LABEL, "--subnet", f"{subnet}.0/24", network)
 
 
-def remove_all() -> None:
+def remove_all(network: str = NETWORK) -> None:
+    """The machines of a network, and the network."""
     names = run(
-        "docker", "ps", "--all", "--quiet", "--filter", f"label={LABEL}", "--filter", "name=^hotspare-bench-"
+        "docker", "ps", "--all", "--quiet", "--filter", f"label={LABEL}", "--filter", f"name=^{network}-"
     ).stdout.split()
     if names:
         run("docker", "rm", "--force", "--volumes", *names)
-    run("docker", "network", "rm", NETWORK, check=False)
+    run("docker", "network", "rm", network, check=False)

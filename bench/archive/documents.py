@@ -1,0 +1,76 @@
+# Copyright: (c) 2026, hotspare contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Small files by date, from the node to the store: plain rsync, and ours."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from lab import BenchError
+from way import Box
+
+SOURCE, TARGET = "/bench/scans", "/bench/scans-copy"
+STEPS = ("first", "again", "some new")
+# Half of them of a day that is over; written an hour ago; 2 to 14 KiB that do not compress, as scanned pages.
+MAKE = """
+import os, sys, time
+count, first = int(sys.argv[1]), int(sys.argv[2])
+now = time.time()
+for number in range(first, first + count):
+    day = time.strftime("%Y/%m/%d", time.localtime(now - 5 * 86400 * (number % 2)))
+    os.makedirs(f"/bench/scans/{day}", exist_ok=True)
+    path = f"/bench/scans/{day}/scan-{number:06d}.jpg"
+    with open(path, "wb") as file:
+        file.write(os.urandom(2048 + number * 7919 % 12288))
+    os.utime(path, (now - 3600, now - 3600))
+"""
+
+
+def make(node: Box, count: int, first: int = 0) -> None:
+    if first == 0:
+        node.root(f"rm -rf {SOURCE}; install -d -o postgres {SOURCE}")
+    node.postgres(f"python3 - {count} {first}", given=MAKE)
+
+
+class Documents:
+    name = ""
+    place = "ssh"
+
+    def __init__(self, node: Box, store: Box) -> None:
+        self.node, self.store = node, store
+
+    def step(self, what: str) -> dict[str, Any]:
+        if what == "first":
+            self.wipe()
+        elif what == "some new":
+            make(self.node, 200, first=1000000)
+            # All of today, so that no day that is over changes.
+            today = "$(date +%Y/%m/%d)"
+            self.node.postgres(f"cd {SOURCE}; for d in */*/*; do [ $d = {today} ] || mv $d/scan-1* {today}/; done")
+        files = int(self.node.root(f"find {SOURCE} -type f | wc -l"))
+        began = time.monotonic()
+        self.copy()
+        seconds = time.monotonic() - began
+        there = int(self.store.root(f"find {TARGET} -type f -name '*.jpg' | wc -l"))
+        if there != files:
+            raise BenchError(f"{there} of {files} files arrived")
+        return {"files": files, "seconds": round(seconds, 2)}
+
+    def wipe(self) -> None:
+        self.store.root(f"rm -rf {TARGET}; install -d -o postgres {TARGET}")
+
+    def copy(self) -> None:
+        raise NotImplementedError
+
+
+class RsyncDocuments(Documents):
+    name = "rsync"
+
+    def copy(self) -> None:
+        self.node.postgres(f"rsync -a {SOURCE}/ {self.store.address}:{TARGET}/")
+
+
+class OursDocuments(Documents):
+    name = "hotspare"
