@@ -34,7 +34,7 @@ CONNECT_SECONDS = 10
 GREETING_SECONDS = 30.0  # until the program has started there
 ALIVE_SECONDS = 5
 ALIVE_COUNT = 3
-END_SECONDS = 2
+END_SECONDS = 0.5  # an ssh that waits for its network is killed then
 BATCH = 1000  # names in one message
 TAIL_BYTES = 4000  # of what ssh said
 
@@ -85,8 +85,8 @@ class Destination(abc.ABC):
         """All that is there, by name."""
 
     @abc.abstractmethod
-    def get(self, name: str) -> Iterator[bytes]:
-        """The content of a file, not verified; Missing (at once, not at the first block)."""
+    def get(self, name: str, *, wait: Optional[float] = None) -> Iterator[bytes]:
+        """The content of a file, not verified; Missing (at once, not at the first block). `wait`: s, for the answer."""
 
     @abc.abstractmethod
     def remove(self, names: Iterable[str]) -> list[str]:
@@ -105,11 +105,11 @@ class Destination(abc.ABC):
         """End it; nothing to do when it has ended."""
 
 
-def connect(place: Place, config: ArchiveConfig) -> Destination:
-    """Unreachable; Refused."""
+def connect(place: Place, config: ArchiveConfig, *, wait: Optional[float] = None) -> Destination:
+    """Unreachable, also when it took longer than `wait` seconds; Refused."""
     if place.directory:
         return LocalDestination(place, config)
-    return SshDestination(place, config)
+    return SshDestination(place, config, wait=wait)
 
 
 def identity_of(config: ArchiveConfig) -> Identity:
@@ -171,7 +171,7 @@ class LocalDestination(Destination):
     def names(self) -> list[Entry]:
         return self._archive.inventory()
 
-    def get(self, name: str) -> Iterator[bytes]:
+    def get(self, name: str, *, wait: Optional[float] = None) -> Iterator[bytes]:
         if self._archive.find(name) is None:
             raise Missing(f"{name} is not in the archive of {self.name}")
         return self._archive.read(name)
@@ -256,7 +256,7 @@ def trouble(place: Place, said: str, noticed: Broken) -> Unreachable:
 class SshDestination(Destination):
     """The program of another host, behind the forced command of a key; one request at a time."""
 
-    def __init__(self, place: Place, config: ArchiveConfig) -> None:
+    def __init__(self, place: Place, config: ArchiveConfig, *, wait: Optional[float] = None) -> None:
         self.name = place.name
         self.version = ""  # of the program there
         self._place = place
@@ -270,7 +270,7 @@ class SshDestination(Destination):
             self._process = _start([*ssh_command(place), place.host], self._stderr)
             assert self._process.stdin is not None and self._process.stdout is not None
             self._channel = Channel(self._process.stdout.fileno(), self._process.stdin.fileno())
-            self._greet()
+            self._greet(GREETING_SECONDS if wait is None else wait)
         except BaseException:
             self.close()
             raise
@@ -299,8 +299,8 @@ class SshDestination(Destination):
     def names(self) -> list[Entry]:
         return [_entry(record) for record in self._records("names")]
 
-    def get(self, name: str) -> Iterator[bytes]:
-        reply = self._ask({"op": "get", "name": name})
+    def get(self, name: str, *, wait: Optional[float] = None) -> Iterator[bytes]:
+        reply = self._ask({"op": "get", "name": name}, wait=wait)
         return decoded(self._chunks(), str(reply["encoding"]))
 
     def remove(self, names: Iterable[str]) -> list[str]:
@@ -374,9 +374,9 @@ class SshDestination(Destination):
             self._end()
             raise
 
-    def _greet(self) -> None:
+    def _greet(self, wait: float) -> None:
         with self._talking() as channel:
-            greeting = channel.answer(GREETING_SECONDS)
+            greeting = channel.answer(wait)
         self.version = str(greeting.get("version"))
         if not greeting.get("ok"):
             raise Refused(failed(greeting, str(self._place)).message)
