@@ -108,6 +108,13 @@ def _address_off(path: str) -> int:
     return 0
 
 
+def _archive_serve(path: str) -> int:
+    """The forced command of who ships to this host."""
+    from .archive_server import serve  # the guard starts quicker without it
+
+    return serve(path, sys.stdin.buffer, sys.stdout.buffer)
+
+
 def _say(text: str) -> None:
     """To the journal, where `systemctl status` shows it."""
     sys.stderr.write(f"{text}\n")
@@ -118,4 +125,5 @@ COMMANDS: dict[str, Callable[[str], int]] = {
     "guard": _guard,
     "address": _address,
     "address-off": _address_off,
+    "archive-serve": _archive_serve,
 }

@@ -43,10 +43,11 @@ FLOORS = (
     {"server", "store"},  # first
     {"archive_status", "demotion", "peers", "stale_slots", "stopping"},  # first: what needs a word of the line above
     {"address", "fencing", "guard"},  # first: follows the primary; ends what does not stop; keeps a dead primary down
-    {"program", "serving"},  # first: does what systemd runs; does what pg_server is asked for
+    {"serving"},  # first: does what pg_server is asked for
     {"archive", "replication", "wire"},  # second
     {"archive_config"},  # second: where WAL and documents come from and go to
     {"tree_server"},  # second: what takes documents
+    {"archive_needs"},  # second: who needs WAL of it
     {"archive_link"},  # second: a destination, seen from who ships
     {"tree_sync"},  # second: what ships documents
     {"archive_server"},  # second: the same, seen from there
@@ -56,6 +57,7 @@ FLOORS = (
     {"archive_report"},  # third: what archive_check.yml prints
     {"rebuild_rewind"},  # third: one method of a rebuild
     {"rebuilding"},  # third: does what rebuild decided
+    {"program"},  # above all: does what systemd and sshd run
 )
 FLOOR = {name: height for height, names in enumerate(FLOORS) for name in names}
 
