@@ -345,6 +345,18 @@ def pair(lab: Lab) -> Pair:
     return made
 
 
+@pytest.fixture
+def archives() -> Iterator[Any]:
+    """Makes archive hosts: `archives.host("store")`; see archives.py."""
+    from .archives import Archives
+
+    made = Archives()
+    try:
+        yield made
+    finally:
+        made.close()
+
+
 ModuleRunner = Callable[..., dict[str, Any]]
 
 
