@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ansible.errors import AnsibleFilterError
+from ansible_collections.hotspare.postgresql.plugins.module_utils.archive_report import archive_table
 from ansible_collections.hotspare.postgresql.plugins.module_utils.cutover import failover_plan
 from ansible_collections.hotspare.postgresql.plugins.module_utils.lock import this_run
 from ansible_collections.hotspare.postgresql.plugins.module_utils.records import slot_name
@@ -57,5 +58,6 @@ class FilterModule:
             "slot_name": slot_name,
             "this_run": this_run,
             "cutover_timeline": cutover_timeline,
+            "archive_table": archive_table,
         }
         return {name: _filter(name, function) for name, function in functions.items()}

@@ -15,9 +15,7 @@ import json
 import os
 import pwd
 import re
-import select
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .armed_state import read_armed
@@ -33,6 +31,7 @@ from .problems import error as problem_error
 from .server import (
     ConnectFailed,
     Instance,
+    bounded,
     connect,
     data_directory_kind,
     effective_setting,
@@ -355,7 +354,7 @@ def _configured(instance: Instance, state: dict[str, Any], extra: list[dict[str,
 
 def _running(instance: Instance, state: dict[str, Any], extra: list[dict[str, Any]], timeout: float) -> None:
     try:
-        with _bounded(timeout), contextlib.closing(connect(instance, timeout=timeout)) as connection:
+        with bounded(timeout), contextlib.closing(connect(instance, timeout=timeout)) as connection:
             raw = _ask(connection)
     except ConnectFailed as error:
         _not_answering(instance, state, extra, error)
@@ -415,37 +414,6 @@ def _ask(connection: Any, tries: int = 2) -> dict[str, Any]:
         raise _Unknown(f"the server could not say its state: {' '.join(str(error).split())}") from error
     except psycopg2.Error as error:
         raise _Unknown(f"the server could not say its state: {' '.join(str(error).split())}") from error
-
-
-@contextlib.contextmanager
-def _bounded(timeout: float) -> Iterator[None]:
-    """Inside, psycopg2 waits for a server no longer than `timeout` seconds, then TimeoutError.
-
-    connect_timeout ends with the connection, and statement_timeout is kept by the backend, which a frozen one does not.
-    """
-    try:
-        from psycopg2 import extensions
-    except ImportError:
-        yield  # connect() says what to install
-        return
-    deadline = time.monotonic() + timeout
-
-    def wait(connection: Any) -> None:
-        while True:
-            wanted = connection.poll()
-            if wanted == extensions.POLL_OK:
-                return
-            reading = [connection] if wanted == extensions.POLL_READ else []
-            writing = [connection] if wanted == extensions.POLL_WRITE else []
-            ready = select.select(reading, writing, [], max(0.0, deadline - time.monotonic()))
-            if not (ready[0] or ready[1]):
-                raise TimeoutError
-
-    extensions.set_wait_callback(wait)
-    try:
-        yield
-    finally:
-        extensions.set_wait_callback(None)
 
 
 def state_query(server_version: int) -> str:

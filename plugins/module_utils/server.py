@@ -11,6 +11,7 @@ import math
 import os
 import platform
 import re
+import select
 import shlex
 import sys
 import time
@@ -403,6 +404,37 @@ def _account_environment(account: str) -> Iterator[None]:
     finally:
         os.environ.clear()
         os.environ.update(saved)
+
+
+@contextlib.contextmanager
+def bounded(timeout: float) -> Iterator[None]:
+    """Inside, psycopg2 waits for a server no longer than `timeout` seconds, then TimeoutError.
+
+    connect_timeout ends with the connection, and statement_timeout is kept by the backend, which a frozen one does not.
+    """
+    try:
+        from psycopg2 import extensions
+    except ImportError:
+        yield  # connect() says what to install
+        return
+    deadline = time.monotonic() + timeout
+
+    def wait(connection: Any) -> None:
+        while True:
+            wanted = connection.poll()
+            if wanted == extensions.POLL_OK:
+                return
+            reading = [connection] if wanted == extensions.POLL_READ else []
+            writing = [connection] if wanted == extensions.POLL_WRITE else []
+            ready = select.select(reading, writing, [], max(0.0, deadline - time.monotonic()))
+            if not (ready[0] or ready[1]):
+                raise TimeoutError
+
+    extensions.set_wait_callback(wait)
+    try:
+        yield
+    finally:
+        extensions.set_wait_callback(None)
 
 
 def _data_directory_of(connection: Any, where: str) -> str:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .records import (
@@ -37,20 +37,21 @@ def status_table(seen: Topology, now: str | None = None, cluster: str | None = N
     """
     nodes = seen["nodes"]
     rows = [HEAD] + [_row(nodes, name) for name in sorted(nodes)]
-    lines = _wrapped(_verdict_line(seen, now, cluster))
-    lines += ["", *_aligned(rows)]
+    lines = wrapped(_verdict_line(seen, now, cluster))
+    lines += ["", *aligned(rows)]
     backups = [line for name in sorted(nodes) for line in _backups(nodes[name]) + _remains(nodes[name])]
     if backups:
-        lines += ["", *(w for line in backups for w in _wrapped(line))]
+        lines += ["", *(w for line in backups for w in wrapped(line))]
     if seen["problems"]:
         lines += ["", "problems:"]
     for p in seen["problems"]:
         where = p["node"] or "cluster"
-        lines += _wrapped(f"  {p['severity']:<8}{where}: {p['detail']} [{p['code']}]", " " * 10)
+        lines += wrapped(f"  {p['severity']:<8}{where}: {p['detail']} [{p['code']}]", " " * 10)
     return lines
 
 
-def _wrapped(line: str, indent: str = "    ") -> list[str]:
+def wrapped(line: str, indent: str = "    ") -> list[str]:
+    """A line in lines of at most WIDTH characters."""
     return textwrap.wrap(line, WIDTH, subsequent_indent=indent, break_on_hyphens=False) or [""]
 
 
@@ -75,10 +76,10 @@ def _count(number: int, one: str, many: str) -> str:
     return f"{number} {one if number == 1 else many}"
 
 
-def _aligned(rows: Iterable[tuple[str, ...]]) -> list[str]:
+def aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
     """Columns as wide as needed; when the line is too long the widest cells are cut, shown by a ~."""
     table = [[_cut(cell, CELL) for cell in row] for row in rows]
-    widths = [max(len(row[i]) for row in table) for i in range(len(HEAD))]
+    widths = [max(len(cell) for cell in column) for column in zip(*table)]
     while sum(widths) + 2 * (len(widths) - 1) > WIDTH:
         widths[widths.index(max(widths))] -= 1
     return ["  ".join(_cut(cell, w).ljust(w) for cell, w in zip(row, widths)).rstrip() for row in table]

@@ -1,0 +1,131 @@
+# Copyright: (c) 2026, hotspare contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What archive_check.yml prints."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from ansible_collections.hotspare.postgresql.plugins.module_utils.archive_gaps import gaps
+from ansible_collections.hotspare.postgresql.plugins.module_utils.archive_needs import Backup
+from ansible_collections.hotspare.postgresql.plugins.module_utils.archive_report import archive_table
+from ansible_collections.hotspare.postgresql.plugins.module_utils.archive_retention import Need, cut
+from ansible_collections.hotspare.postgresql.plugins.module_utils.status import WIDTH
+from ansible_collections.hotspare.postgresql.plugins.module_utils.wal import MIB, segment_name
+
+SIZE = 16 * MIB
+BACKUP = Backup(3 * SIZE + 40, segment_name(1, 3 * SIZE, SIZE), 4 * SIZE, 1, "2026-11-21 12:35:01 UTC", "nightly")
+
+
+def names(*numbers: int) -> list[str]:
+    return [segment_name(1, number * SIZE, SIZE) for number in numbers]
+
+
+def place(name: str, held: list[str], **changes: Any) -> dict[str, Any]:
+    needs = [Need("server", "db2", 3 * SIZE + 40, "it would start again from there")]
+    return {
+        "name": name,
+        "own": False,
+        "error": None,
+        "gaps": gaps(held, {}, segment_size=SIZE, timeline=1, position=9 * SIZE + 96).as_dict(),
+        "waiting_seconds": 0.0,
+        "backup": asdict(BACKUP),
+        "files": len(held),
+        "bytes": len(held) * SIZE,
+        "free_bytes": 80 << 30,
+        "cut": cut(held, needs, segment_size=SIZE).as_dict(),
+        "cut_bytes": 2 * SIZE,
+        "conflicts": [],
+        **changes,
+    }
+
+
+def silent(name: str) -> dict[str, Any]:
+    return {**dict.fromkeys(place(name, [])), "name": name, "own": False, "error": f"{name} does not answer"}
+
+
+def table(*places: dict[str, Any], **changes: Any) -> list[str]:
+    record = {"name": "db1", "cluster": "main", "timeline": 1, "position": "0/9000060", "places": list(places)}
+    lines = archive_table({"archive": {**record, **changes}})
+    assert all(len(line) <= WIDTH for line in lines)
+    return lines
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.split("  ") if cell.strip()]
+
+
+def test_an_archive_without_a_gap() -> None:
+    lines = table(place("nas", names(*range(1, 9))))
+    assert lines[0] == "main: WAL of db1, timeline 1, at 0/9000060"
+    row = ["nas", "ok", names(1)[0], "0, 0.0 s", "8", "128.0 MB", "80.0 GB", "2 files, 32.0 MB"]
+    assert cells(lines[3]) == row
+    assert lines[5:] == [
+        "  nas: the oldest base backup that leads up to now is 'nightly' of 2026-11-21 12:35:01 UTC",
+        "  nas: next cut before segment 0000000000000003: db2 needs WAL from 0/3000028 on: it would start again from there",
+    ]
+
+
+def test_gaps_conflicts_and_what_keeps_all_are_said() -> None:
+    conflict = {"name": names(5)[0], "path": "/archive/conflicts/x"}
+    kept = cut(names(1), [Need("keep", "main", None, "archive_keep is not set")], segment_size=SIZE).as_dict()
+    lines = table(place("nas", names(1, 2, 8), backup=None, cut=kept, conflicts=[conflict], waiting_seconds=75))
+    assert cells(lines[3])[1:4] == ["GAPS", names(8)[0], "0, 1 min 15 s"]
+    assert cells(lines[3])[-1] == "none"
+    text = "\n".join(lines)
+    assert f"nas: {names(3)[0]} to {names(7)[0]} (5 segments) are lost" in text
+    assert "nas: no base backup is known" in text
+    assert "nas: next cut none: nothing is removed, nobody knows from where on main needs WAL" in text
+    assert f"nas: CONFLICT: other content came for {names(5)[0]} and was kept as /archive/conflicts/x" in text
+
+
+def test_many_gaps_are_not_all_told() -> None:
+    held = names(*range(1, 60, 2))
+    holes = gaps(held, {}, segment_size=SIZE, timeline=1, position=60 * SIZE).as_dict()
+    lines = table(place("nas", held, gaps=holes))
+    text = " ".join(line.strip() for line in lines)
+    assert "and 19 more such gaps" in text
+
+
+def test_what_is_not_known_is_unknown_and_never_zero() -> None:
+    lines = table(silent("nas"), timeline=None, position=None)
+    assert lines[0] == "main: WAL of db1, timeline unknown, at an unknown position"
+    assert cells(lines[3]) == ["nas", *["unknown"] * 7]
+    assert lines[5:] == ["  nas: nas does not answer"]
+    unsure = gaps(names(1, 2), {}, segment_size=SIZE, timeline=1, position=None).as_dict()
+    blank = dict.fromkeys(("waiting_seconds", "files", "bytes", "free_bytes", "cut", "cut_bytes", "conflicts"))
+    lines = table(place("nas", [], **blank, gaps=unsure))
+    assert cells(lines[3]) == ["nas", "unknown", names(1)[0], "unknown, unknown", *["unknown"] * 4]
+
+
+def test_the_store_of_the_node_itself_has_no_gaps_to_tell() -> None:
+    lines = table(place("db1", names(1), own=True, gaps=None, backup=None, waiting_seconds=None))
+    assert cells(lines[3])[:5] == ["db1 (own)", "-", "-", "-", "1"]
+    assert not [line for line in lines if "base backup" in line]
+
+
+def test_trees() -> None:
+    copy = {"name": "db2", "error": None, "present": 1204, "missing": 0, "different": 1, "newest": "2026/11/21/a.pdf"}
+    gone = {**dict.fromkeys(copy), "name": "nas", "error": "nas does not answer"}
+    days = [f"2026/10/{day:02}" for day in range(1, 13)]
+    tree = {"name": "scans", "path": "/srv/scans", "error": None, "missing_days": days, "refused": ["a\\x0a"]}
+    lines = archive_table({"trees": [{**tree, "destinations": [copy, gone]}]})
+    assert lines[0].split() == ["TREE", "PLACE", "PRESENT", "MISSING", "DIFFERENT", "NEWEST"]
+    assert cells(lines[1]) == ["scans", "db2", "1204", "0", "1", "2026/11/21/a.pdf"]
+    assert cells(lines[2]) == ["scans", "nas", *["unknown"] * 4]
+    text = " ".join(line.strip() for line in lines[4:])
+    assert "scans: no documents of 2026/10/01, 2026/10/02," in text
+    assert "2026/10/10 and 2 more" in text
+    assert "not shipped, since they are no plain files: a\\x0a" in text
+    assert "scans at nas: nas does not answer" in text
+
+
+def test_both_or_nothing() -> None:
+    tree = {"name": "scans", "path": "/srv/scans", "error": "it is not there", "missing_days": [], "refused": []}
+    wal = {"name": "db1", "cluster": "main", "timeline": 1, "position": "0/9000060", "places": []}
+    lines = archive_table({"archive": wal, "trees": [{**tree, "destinations": []}]})
+    assert "" in lines
+    assert lines[-1] == "  scans: it is not there"
+    assert archive_table({"changed": False}) == []
