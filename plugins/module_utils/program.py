@@ -1,10 +1,10 @@
 # Copyright: (c) 2026, hotspare contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a node does without Ansible, as systemd runs it: `python3 hotspare.pyz COMMAND CONFIG`.
+"""What a node does without Ansible, as systemd and sshd run it: `python3 hotspare.pyz COMMAND CONFIG`.
 
-CONFIG is the JSON file that the role node writes for each cluster; it holds no secret. A new command is a function in
-COMMANDS that takes the Config and returns the exit code.
+CONFIG is the JSON file that the role node (of the archive: the role archive) writes for each cluster; it holds no
+secret. A new command is a function in COMMANDS that takes the path of CONFIG and returns the exit code.
 """
 
 from __future__ import annotations
@@ -68,12 +68,12 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     if arguments == ["--version"]:
         sys.stdout.write(f"hotspare {VERSION}\n")
         return 0
-    if len(arguments) != 2 or arguments[0] not in COMMANDS:
-        _say(f"usage: hotspare.pyz --version | {'|'.join(COMMANDS)} CONFIG")
+    command = COMMANDS.get(arguments[0]) if arguments else None
+    if command is None or len(arguments) - 1 != len(command.words.split()):
+        _say("usage: hotspare.pyz --version" + "".join(f" | {name} {known.words}" for name, known in COMMANDS.items()))
         return 2
-    command, path = arguments
     try:
-        return COMMANDS[command](path)
+        return command.run(*arguments[1:])
     except HotspareError as error:
         _say(error.message)
         return 1
@@ -115,15 +115,63 @@ def _archive_serve(path: str) -> int:
     return serve(path, sys.stdin.buffer, sys.stdout.buffer)
 
 
+def _archive_ship(path: str) -> int:
+    """The shipper, until it is ended."""
+    from .archive_config import read_archive_config
+    from .shipper import Shipper
+
+    Shipper(read_archive_config(path)).run()
+
+
+def _archive(config: str, path: str, name: str) -> int:
+    """archive_command without the shipper; 1 to 125 for an error."""
+    from .archive_config import read_archive_config
+    from .shipper import ship_alone
+    from .wire import exit_code
+
+    try:
+        ship_alone(read_archive_config(config), path, name)
+    except HotspareError as error:
+        _say(error.message)
+        return exit_code(error)
+    return 0
+
+
+def _restore(config: str, name: str, path: str) -> int:
+    """restore_command without the shipper; ABSENT for what is not archived, another code for an error."""
+    from .archive_client import ABSENT
+    from .archive_config import read_archive_config
+    from .archive_fetch import Fetcher, patience
+    from .wire import exit_code
+
+    parent = os.getppid()
+    try:
+        fetcher = Fetcher(read_archive_config(config))
+        found = fetcher.restore(name, path, wait=patience(os.getcwd()), wanted=lambda: os.getppid() == parent)
+    except HotspareError as error:
+        _say(error.message)
+        return exit_code(error)
+    return 0 if found else ABSENT
+
+
 def _say(text: str) -> None:
     """To the journal, where `systemctl status` shows it."""
     sys.stderr.write(f"{text}\n")
     sys.stderr.flush()
 
 
-COMMANDS: dict[str, Callable[[str], int]] = {
-    "guard": _guard,
-    "address": _address,
-    "address-off": _address_off,
-    "archive-serve": _archive_serve,
+@dataclass(frozen=True)
+class Command:
+    run: Callable[..., int]
+    words: str = "CONFIG"  # its arguments
+
+
+COMMANDS = {
+    "guard": Command(_guard),
+    "address": Command(_address),
+    "address-off": Command(_address_off),
+    "archive-serve": Command(_archive_serve),
+    "archive-ship": Command(_archive_ship),
+    "archive": Command(_archive, "CONFIG PATH NAME"),
+    "restore": Command(_restore, "CONFIG NAME PATH"),
 }

@@ -36,10 +36,10 @@ UNIT_TESTS = {
 
 # plugins/module_utils from the ground up: a file imports only from the lines above its own.
 FLOORS = (
-    {"asked", "wal", "shell", "problems", "version"},  # ground
+    {"archive_client", "asked", "wal", "shell", "problems", "version"},  # ground
     {"armed_state", "conninfo", "controldata", "lock", "packing", "records", "wal_file", "zstd"},  # ground: needs the line above
     {"document_tree"},  # ground: documents of a day
-    {"archive_gaps", "archive_retention"},  # ground: what an archive lacks, and what it may lose
+    {"archive_gaps", "archive_retention", "archive_shipping"},  # ground: what an archive lacks, and what it may lose
     {"server", "store"},  # first
     {"archive_status", "demotion", "peers", "stale_slots", "stopping"},  # first: what needs a word of the line above
     {"address", "fencing", "guard"},  # first: follows the primary; ends what does not stop; keeps a dead primary down
@@ -51,6 +51,8 @@ FLOORS = (
     {"archive_link"},  # second: a destination, seen from who ships
     {"tree_sync"},  # second: what ships documents
     {"archive_server"},  # second: the same, seen from there
+    {"archive_fetch"},  # second: what restore_command brings
+    {"shipper"},  # second: what archive_command asks
     {"topology", "preflight", "report", "status", "desired", "promotion", "rebuild"},  # third
     {"arming", "forced", "rebuild_look"},  # third: promotes on a proof; what a cutover and a rebuild decide on
     {"cutover", "rebuild_files"},  # third: decides on it; what a rebuild works with

@@ -82,7 +82,7 @@ def test_without_a_service_address_there_is_nothing_to_do(config):
 @pytest.mark.parametrize("arguments", [[], ["guard"], ["dance", "x"], ["guard", "a", "b"]])
 def test_usage(arguments, capsys):
     assert program.main(arguments) == 2
-    assert "guard|address|address-off|archive-serve CONFIG" in capsys.readouterr().err
+    assert "| guard CONFIG | address CONFIG | address-off CONFIG |" in capsys.readouterr().err
 
 
 def test_the_version_is_the_collections(capsys):

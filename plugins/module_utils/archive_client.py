@@ -1,0 +1,107 @@
+# Copyright: (c) 2026, hotspare contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""archive_command and restore_command: asks the shipper of this node, and waits for its answer.
+
+    python3 -I -S archive_client.py archive SOCKET CONFIG %p %f
+    python3 -I -S archive_client.py restore SOCKET CONFIG %f %p
+
+A file of its own beside the program, which imports next to nothing: Python's start is most of what a call takes. If the
+shipper does not answer, the program does the work itself, which is slow.
+
+PostgreSQL takes an exit code above 125, or death by a signal, for the end of its archiver (pgarch.c), so archiving has
+none. Restoring has 1 for what the archive does not hold, and any code up to 125 means that to PostgreSQL: a standby
+asks again, but a recovery to a point in time would end there and open too early, so trouble stops that one.
+"""
+
+from __future__ import annotations
+
+import _signal  # type: ignore[import-not-found]  # `signal` and `socket` take as long to import as all the rest
+import _socket
+import os
+import sys
+
+PROGRAM = "hotspare.pyz"
+OTHER = 20  # trouble without a code of its own
+ABSENT = 3  # what the shipper and the program say of a file that is not in the archive: Python's own errors are 1 and 2
+ABORT = 200  # ends the server that recovers
+SILENT_SECONDS = 30  # a shipper that works sends something more often than this
+SIGNALS = (1, 2, 15)  # HUP, INT, TERM
+
+
+def main(argv: list[str]) -> int:
+    """The exit code of archive_command or restore_command."""
+    standby = os.path.exists("standby.signal")
+    end_with(argv[0], exit_code(argv[0], OTHER, standby))
+    command, socket, config, *arguments = argv
+    answer = ask(socket, [command, os.getcwd(), *arguments])
+    if answer is None:
+        say(f"the shipper at {socket} does not answer: this goes on without it, slowly; see why it does not run")
+        return exit_code(command, alone(command, config, arguments), standby)
+    code, sentence = answer
+    if sentence:
+        say(sentence)
+    return exit_code(command, code, standby)
+
+
+def end_with(command: str, worst: int) -> None:
+    """From now on an error of ours ends us with this exit code; and a signal does, which the archiver must not see.
+
+    The startup process wants to see that its SIGTERM ended restore_command.
+    """
+
+    def failed(*error: object) -> None:
+        sys.__excepthook__(*error)  # type: ignore[arg-type]
+        os._exit(worst)
+
+    sys.excepthook = failed
+    if command == "archive":
+        for number in SIGNALS:
+            _signal.signal(number, lambda *_: os._exit(worst))
+
+
+def exit_code(command: str, code: int, is_standby: bool) -> int:
+    """What PostgreSQL is told, from what the shipper or the program said; negative is a signal. (Pure.)"""
+    trouble = code if 0 < code <= 125 else OTHER
+    if code == 0:
+        return 0
+    if command == "archive":
+        return trouble
+    if code == ABSENT:
+        return 1
+    return trouble if is_standby else ABORT
+
+
+def ask(path: str, request: list[str]) -> tuple[int, str] | None:
+    """The shipper's code and sentence; None when it does not answer."""
+    answer = b""
+    connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    connection.settimeout(SILENT_SECONDS)
+    try:
+        connection.connect(path)
+        connection.sendall(os.fsencode("\0".join(request)) + b"\n")
+        while chunk := connection.recv(4096):
+            answer += chunk
+    except OSError:
+        return None
+    code, _, sentence = answer.decode(errors="replace").strip(" ").partition(" ")
+    code, sentence = code.strip(), sentence.strip()
+    return (int(code), sentence) if answer.endswith(b"\n") and code.isdigit() else None
+
+
+def alone(command: str, config: str, arguments: list[str]) -> int:
+    """What the program says, or the signal that ended it as a negative number."""
+    program = os.path.join(os.path.dirname(os.path.abspath(__file__)), PROGRAM)
+    return os.spawnv(os.P_WAIT, sys.executable, [sys.executable, "-I", program, command, config, *arguments])
+
+
+def say(sentence: str) -> None:
+    """To stderr, which is the server's log."""
+    try:
+        os.write(2, f"hotspare: {sentence}\n".encode(errors="replace"))
+    except OSError:  # a log that is full does not change the answer
+        return
+
+
+if __name__ == "__main__":
+    os._exit(main(sys.argv[1:]))

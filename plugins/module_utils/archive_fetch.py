@@ -1,0 +1,285 @@
+# Copyright: (c) 2026, hotspare contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""restore_command: brings a file from wherever it is archived, verified, whole or not at all.
+
+A file is absent only if every place says so, since PostgreSQL takes that for the end of the WAL. While the server
+replays a segment the next ones are fetched into a spool; it lies outside pg_wal, where pg_rewind would copy it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import glob
+import os
+import secrets
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import Optional, Protocol
+
+from .archive import Archive
+from .archive_config import ArchiveConfig, Place
+from .archive_link import Destination, connect
+from .shell import HotspareError
+from .store import chunks
+from .wal import MIB, parse_segment_name, segment_name
+from .wal_file import Check, kind
+from .wire import Missing, Unreachable
+
+# s, for a standby: it asks again, and its promotion asks as well, while the host of the old primary may be dead.
+STANDBY_PATIENCE = 1.0
+FIRST_PAUSE, LONGEST_PAUSE = 0.2, 10.0  # s, between two attempts to connect
+USUAL_SEGMENT = 16 * MIB  # what fetch_ahead counts in: as many segments of 1 GB would fill the disk
+TEMPORARY = ".hotspare-"
+
+Put = Callable[[Iterable[bytes]], None]
+Connect = Callable[..., Destination]  # archive_link.connect, in tests another one
+Wanted = Callable[[], bool]
+
+
+def always() -> bool:
+    return True
+
+
+class Source(Protocol):
+    """A place that may hold a file."""
+
+    def bring(self, name: str, put: Put, wait: Optional[float]) -> bool:
+        """Give the content to `put`; False when it is not there, HotspareError when that is not known in `wait` s."""
+
+
+class Line:
+    """A lasting connection to a destination, made anew when it broke, but not too often. For one thread at a time."""
+
+    def __init__(self, place: Place, config: ArchiveConfig, connect: Connect = connect) -> None:
+        self.name = place.name
+        self.error: Optional[Unreachable] = None  # why there is no connection
+        self.again = 0.0  # when the next one may be tried (time.monotonic)
+        self._connect = partial(connect, place, config)
+        self._destination: Optional[Destination] = None
+        self._pause = FIRST_PAUSE
+
+    @property
+    def connected(self) -> bool:
+        return self._destination is not None
+
+    @contextlib.contextmanager
+    def use(self, wait: Optional[float] = None) -> Iterator[Destination]:
+        """The destination; Unreachable, without an attempt when a new connection failed a moment ago."""
+        if self.error is not None and time.monotonic() < self.again:
+            raise self.error.with_traceback(None)
+        new = self._destination is None
+        try:
+            if self._destination is None:
+                self._destination = self._connect(wait=wait)
+            yield self._destination
+            self.error, self._pause = None, FIRST_PAUSE
+        except Unreachable as error:
+            if self._destination is not None:
+                self._destination.close()
+                self._destination = None
+            if new:  # an old one may be as long dead as nobody used it
+                self.error = error
+                self.again = time.monotonic() + self._pause
+                self._pause = min(2 * self._pause, LONGEST_PAUSE)
+            raise
+
+    def bring(self, name: str, put: Put, wait: Optional[float]) -> bool:
+        with self.use(wait) as destination:
+            try:
+                content = destination.get(name, wait=wait)
+            except Missing:
+                return False
+            put(content)
+        return True
+
+
+class Own:
+    """The archive of this host itself."""
+
+    def __init__(self, directory: str) -> None:
+        self.archive = Archive(directory)
+
+    def bring(self, name: str, put: Put, wait: Optional[float] = None) -> bool:
+        if self.archive.find(name) is None:
+            return False
+        put(self.archive.read(name))
+        return True
+
+
+class Fetcher:
+    """Serves restore_command of a node: one request after the other, and before anything that is fetched ahead."""
+
+    def __init__(self, config: ArchiveConfig, connect: Connect = connect) -> None:
+        if config.node is None:
+            raise HotspareError(f"{config.name} is an archive host: it has no server that could restore anything")
+        self._node = config.node
+        self._own = Own(config.directory)
+        self._sources: list[Source] = [self._own, *(Line(place, config, connect) for place in config.destinations)]
+        self._spool = config.spool
+        self._ahead = 0  # until look_ahead()
+        self._turn = threading.Condition()
+        self._busy = False
+        self._asked = 0  # how many wait for their turn, or have it
+        self._window: list[str] = []  # what to have in the spool, in this order
+
+    def restore(self, name: str, path: str, *, wait: Optional[float] = None, wanted: Wanted = always) -> bool:
+        """Make an archived file `path`; False when it is not archived, HotspareError when that is not known.
+
+        wait: seconds to wait for each place. If `wanted` says no once the file has come, whoever asked is gone, and the
+        next one may have asked: it is dropped.
+        """
+        if kind(name) in (None, "partial"):  # no server asks for these: a .partial never is the segment
+            return False
+        with self._served(wait):
+            if not self._take(name, path, wanted) and not self._fetch(name, path, wait, wanted):
+                return False
+            if self._ahead and kind(name) == "segment":
+                self._look_after(name, os.stat(path).st_size)
+        return True
+
+    def look_ahead(self, count: int) -> None:
+        """From now on, fetch so many segments ahead. HotspareError."""
+        try:
+            os.makedirs(self._spool, mode=0o700, exist_ok=True)
+            self._keep([])  # what another left may be from before a power cut
+        except OSError as error:
+            raise _failed("use", self._spool, error) from error
+        self._ahead = count
+        threading.Thread(target=self._work, daemon=True).start()
+
+    def _work(self) -> None:
+        while True:
+            with self._turn:
+                self._turn.wait_for(lambda: not self._asked and self._missing())
+            with self._served():
+                name = self._missing()
+                if name is not None and not self._spooled(name):
+                    self._window = self._window[: self._window.index(name)]  # it ends here, for now
+
+    @contextlib.contextmanager
+    def _served(self, wait: Optional[float] = None) -> Iterator[None]:
+        """Inside it is our turn. HotspareError."""
+        with self._turn:
+            self._asked += 1
+            ours = self._turn.wait_for(lambda: not self._busy, wait)
+            self._busy = True
+        try:
+            if not ours:
+                raise HotspareError(f"another file is on its way, and was so for {wait} s: ask again")
+            yield
+        finally:
+            with self._turn:
+                self._asked -= 1
+                if ours:
+                    self._busy = False
+                self._turn.notify_all()
+
+    def _fetch(self, name: str, path: str, wait: Optional[float] = None, wanted: Wanted = always) -> bool:
+        """Have the first place that has it bring it; False when none has, HotspareError when one cannot say."""
+        system_identifier = self._system_identifier()
+
+        def put(content: Iterable[bytes]) -> None:
+            write(content, path, Check(name, system_identifier=system_identifier), wanted)
+
+        troubles = []
+        for source in self._sources:
+            try:
+                if source.bring(name, put, wait):
+                    return True
+            except HotspareError as error:
+                troubles.append(error)
+        if troubles:
+            raise troubles[0]
+        return False
+
+    # --- the spool ---------------------------------------------------------------------------------------------------
+
+    def _take(self, name: str, path: str, wanted: Wanted) -> bool:
+        """From the spool, where it is verified."""
+        spooled = os.path.join(self._spool, name)
+        if not self._ahead or not os.path.exists(spooled) or not wanted():
+            return False
+        try:
+            os.rename(spooled, path)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise _failed("write", path, error) from error
+            write(chunks(spooled), path, Check(name), wanted)
+        return True
+
+    def _spooled(self, name: str) -> bool:
+        """Put it there; False when that cannot be now, which is told to who asks for it."""
+        try:
+            return self._fetch(name, os.path.join(self._spool, name))
+        except HotspareError:
+            return False
+
+    def _look_after(self, name: str, size: int) -> None:
+        """What comes after this segment shall be in the spool, unless it is here anyway, and nothing else."""
+        try:
+            self._window = [
+                later for later in following(name, size, self._ahead) if self._own.archive.find(later) is None
+            ]
+            self._keep(self._window)
+        except (HotspareError, OSError):
+            self._window = []
+
+    def _missing(self) -> Optional[str]:
+        """The next file that the spool lacks."""
+        return next((name for name in self._window if not os.path.exists(os.path.join(self._spool, name))), None)
+
+    def _keep(self, names: Sequence[str]) -> None:
+        for name in set(os.listdir(self._spool)) - set(names):
+            os.unlink(os.path.join(self._spool, name))
+
+    def _system_identifier(self) -> Optional[int]:
+        """Of the data directory; None when there is none yet."""
+        try:
+            with open(self._node.path("global", "pg_control"), "rb") as file:
+                return int(struct.unpack("=Q", file.read(8))[0])  # the first field in all versions
+        except (OSError, struct.error):
+            return None
+
+
+def patience(data_directory: str) -> Optional[float]:
+    """How long to wait for each place; None is as long as it takes."""
+    return STANDBY_PATIENCE if os.path.exists(os.path.join(data_directory, "standby.signal")) else None
+
+
+def following(name: str, size: int, ahead: int) -> list[str]:
+    """The names of the segments after this one, for `ahead` of the usual size; at least one unless it is 0. (Pure.)"""
+    segment = parse_segment_name(name, size)
+    count = max(1, ahead * USUAL_SEGMENT // size) if ahead else 0
+    return [segment_name(segment.timeline, segment.start_lsn + size * (1 + index), size) for index in range(count)]
+
+
+def write(content: Iterable[bytes], path: str, check: Check, wanted: Wanted = always) -> None:
+    """Make a verified content the file `path`, at once as a whole. BadWal, HotspareError."""
+    for stale in glob.glob(f"{glob.escape(path)}{TEMPORARY}*"):  # of one who was killed
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(stale)
+    temporary = f"{path}{TEMPORARY}{secrets.token_hex(4)}"
+    try:
+        mode = os.stat(os.path.dirname(path) or ".").st_mode & 0o640  # the group may read what it may enter
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+            for chunk in content:
+                check.feed(chunk)
+                file.write(chunk)
+        check.finish()
+        if not wanted():
+            raise HotspareError(f"{path} is not wanted any more: who asked for it has ended")
+        os.rename(temporary, path)
+    except OSError as error:
+        raise _failed("write", path, error) from error
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+
+
+def _failed(act: str, path: str, error: OSError) -> HotspareError:
+    return HotspareError(f"cannot {act} {path}: {error.strerror}; see that its directory is there and has room")

@@ -1,0 +1,503 @@
+# Copyright: (c) 2026, hotspare contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The resident shipper of a node: answers its archive_command and its restore_command.
+
+Each destination has a lane: a thread with a lasting connection, which works off pg_wal/archive_status/*.ready ahead of
+the archiver, since that asks for one file at a time. It is told that a file is archived once that is durable where
+`require` says; the other lanes bring it later. What cannot be shipped stays .ready, and nothing is ever left out.
+
+An error that nobody expected ends the process: systemd starts it again, and commands work without it meanwhile.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import socket
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from functools import partial
+from typing import Any, NoReturn, Optional, Union
+
+from .archive_client import ABSENT
+from .archive_config import ArchiveConfig, Place
+from .archive_fetch import Connect, Fetcher, Line, Wanted, always, patience
+from .archive_link import connect
+from .server import Instance
+from .shell import HotspareError, write_durably
+from .store import Conflict, Full
+from .version import VERSION
+from .wal_file import kind
+from .wire import CODES, Refused, Unreachable, exit_code
+
+BEAT_SECONDS = 5.0  # who waits for us sees that often that we live; archive_client.SILENT_SECONDS is more
+LOOK_SECONDS = 10.0  # between two looks at archive_status, at idle connections, and for status.json
+RETRY_SECONDS = 30.0  # until a file that was refused is tried again, unless it is asked for
+STATUS_SECONDS = 0.5  # at least, between two changes of status.json
+REQUEST_BYTES = 1 << 16
+REQUEST_SECONDS = 10.0
+
+Outcome = Union[bool, HotspareError]  # of a file at a destination: durable, not yet, or why not
+
+
+@dataclass(frozen=True)
+class File:
+    """What the archiver wants to be archived. `mark` tells it from another file of that name; `since`: 1970 and s."""
+
+    name: str
+    path: str
+    mark: tuple[int, ...]
+    since: float
+
+    @property
+    def size(self) -> int:
+        return self.mark[0]
+
+
+@dataclass(frozen=True)
+class Request:
+    """A call of archive_command, and when it came (time.monotonic)."""
+
+    file: File
+    began: float
+
+
+@dataclass(frozen=True)
+class Failure:
+    error: HotspareError
+    at: float
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Decisions
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def order(file: File) -> tuple[bool, str]:
+    """As the archiver takes them: histories first. (Pure.)"""
+    return kind(file.name) != "history", file.name
+
+
+def verdict(require: str, outcomes: Sequence[Outcome]) -> Outcome:
+    """Whether a file is archived, by what became of it at each destination. (Pure.)"""
+    if not outcomes:
+        return HotspareError("there is no destination to archive to: name some in archive_destinations, run site.yml")
+    errors = [outcome for outcome in outcomes if isinstance(outcome, HotspareError)]
+    if outcomes.count(True) >= (len(outcomes) if require == "all" else 1):
+        return True
+    if len(errors) >= (1 if require == "all" else len(outcomes)):
+        return min(errors, key=exit_code)
+    return False
+
+
+def ship_alone(config: ArchiveConfig, path: str, name: str, connect: Connect = connect) -> None:
+    """archive_command without the shipper: one destination after the other, until it is archived. HotspareError."""
+    outcomes: list[Outcome] = [False] * len(config.destinations)
+    for index, destination in enumerate(config.destinations):
+        if verdict(config.require, outcomes):
+            break
+        try:
+            with connect(destination, config) as open_destination:
+                open_destination.put(name, path)
+            outcomes[index] = True
+        except HotspareError as error:
+            outcomes[index] = error
+    answer = verdict(config.require, outcomes)
+    if isinstance(answer, HotspareError):
+        raise answer
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is to be shipped
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def find_file(name: str, path: str, since: float) -> File:
+    """OSError."""
+    status = os.stat(path)
+    return File(name, path, (status.st_size, status.st_mtime_ns, status.st_ino, status.st_dev), since)
+
+
+def still_there(file: File) -> bool:
+    """Whether it is, and not another one: a segment that is archived gets a new name for new WAL."""
+    with contextlib.suppress(OSError):
+        return find_file(file.name, file.path, file.since) == file
+    return False
+
+
+def ready_files(node: Instance) -> list[File]:
+    """What waits for the archiver, in its order; nothing when that cannot be read."""
+    found = []
+    with contextlib.suppress(OSError):
+        for entry in os.scandir(node.path("pg_wal", "archive_status")):
+            name = entry.name[: -len(".ready")]
+            if entry.name.endswith(".ready") and kind(name):
+                with contextlib.suppress(FileNotFoundError):  # archived or removed meanwhile
+                    found.append(find_file(name, node.path("pg_wal", name), entry.stat().st_mtime))
+    return sorted(found, key=order)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The shipper
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Lane:
+    """The way to one destination. What it knows is guarded by `changed`, all but its line."""
+
+    def __init__(
+        self,
+        place: Place,
+        config: ArchiveConfig,
+        changed: threading.Condition,
+        requests: Sequence[Request],
+        connect: Connect,
+    ) -> None:
+        self.name = place.name
+        self.todo: deque[File] = deque()
+        self.behind: dict[str, File] = {}  # archived elsewhere, and still to come here
+        self.left = 0  # the same, but gone from pg_wal before: archive-sync brings them
+        self.last: Optional[str] = None
+        self.last_at: Optional[str] = None
+        self.state = "unreachable"
+        self.since = utc()
+        self._held: dict[str, File] = {}
+        self._failed: dict[str, Failure] = {}
+        self._full: Optional[Failure] = None
+        self._line = Line(place, config, connect)
+        self._changed = changed
+        self._requests = requests
+
+    def lacks(self, file: File) -> bool:
+        held = self._held.get(file.name)
+        return held is None or held.mark != file.mark
+
+    def outcome(self, request: Request) -> Outcome:
+        """What became of a file since it was asked for."""
+        if not self.lacks(request.file):
+            return True
+        return self._failure(request) or self._line.error or False
+
+    def look(self, ready: Sequence[File]) -> None:
+        """These are all that the archiver waits for, in this order."""
+        gone = [name for name, file in self.behind.items() if not still_there(file)]
+        self.left += len(gone)
+        for name in gone:
+            del self.behind[name]
+        wanted = {**{file.name: file for file in ready}, **self.behind}
+        self._held = {name: file for name, file in self._held.items() if name in wanted}
+        self._failed = {name: failure for name, failure in self._failed.items() if name in wanted}
+        late = time.monotonic() - RETRY_SECONDS
+        self.todo = deque(
+            file
+            for name, file in wanted.items()
+            if self.lacks(file) and (name not in self._failed or self._failed[name].at < late)
+        )
+
+    def work(self) -> NoReturn:
+        """For ever: the work of a thread."""
+        while True:
+            with self._changed:
+                file = self._next()
+            error = self._ship(file)
+            with self._changed:
+                self._note(file, error)
+                self._changed.notify_all()
+
+    def record(self, ready: Sequence[File]) -> dict[str, Any]:
+        """For status.json."""
+        waiting = [file for file in ready if self.lacks(file)]
+        _, error = self._judged()
+        return {
+            "name": self.name,
+            "state": self.state,
+            "since": self.since,
+            "error": error.message if error else None,
+            "last": self.last,
+            "last_at": self.last_at,
+            "waiting": len(waiting),
+            "waiting_bytes": sum(file.size for file in waiting),
+            "oldest_waiting_seconds": max((round(wall_clock() - file.since, 1) for file in waiting), default=None),
+            "behind": len(self.behind),
+            "left": self.left,
+        }
+
+    def _next(self) -> Optional[File]:
+        """What to ship, as soon as there is something; None when it is time to look after the connection."""
+        idle_until = time.monotonic() + LOOK_SECONDS
+        while True:
+            now = time.monotonic()
+            if self._line.error is not None and now < self._line.again:
+                self._changed.wait(self._line.again - now)
+                continue
+            for request in self._requests:
+                if self.lacks(request.file) and self._failure(request) is None:
+                    return request.file
+            while self.todo:
+                file = self.todo.popleft()
+                if self.lacks(file):
+                    return file
+            if now >= idle_until or not self._line.connected:
+                return None
+            self._changed.wait(idle_until - now)
+
+    def _ship(self, file: Optional[File]) -> Optional[HotspareError]:
+        while True:
+            fresh = not self._line.connected
+            try:
+                with self._line.use() as destination:
+                    if file is None:
+                        destination.hello()
+                    else:
+                        destination.put(file.name, file.path)
+                return None
+            except Unreachable as error:
+                if fresh:
+                    return error
+            except HotspareError as error:
+                return error
+
+    def _note(self, file: Optional[File], error: Optional[HotspareError]) -> None:
+        if file is not None:
+            if error is None:
+                self._held[file.name] = file
+                self._failed.pop(file.name, None)
+                self.behind.pop(file.name, None)
+                self._full = None
+                self.last, self.last_at = file.name, utc()
+            elif isinstance(error, Unreachable):
+                self.todo.appendleft(file)
+            elif isinstance(error, Full):
+                self._full = Failure(error, time.monotonic())
+                self.todo.clear()  # until the next look
+            else:
+                self._failed[file.name] = Failure(error, time.monotonic())
+        state, error = self._judged()
+        if state != self.state:
+            self.state, self.since = state, utc()
+            say(f"{self.name}: {error.message if error else state}")
+
+    def _failure(self, request: Request) -> Optional[HotspareError]:
+        """Why the file was refused since it was asked for."""
+        for failure in (self._failed.get(request.file.name), self._full):
+            if failure is not None and failure.at >= request.began:
+                return failure.error
+        return None
+
+    def _judged(self) -> tuple[str, Optional[HotspareError]]:
+        """The state, and what is wrong."""
+        if self._line.error is not None:
+            return "refused" if isinstance(self._line.error, Refused) else "unreachable", self._line.error
+        if not self._line.connected:  # for a moment
+            return self.state, None
+        if self._full is not None:
+            return "full", self._full.error
+        errors = [failure.error for failure in self._failed.values()]
+        for error in errors:
+            if isinstance(error, Conflict):
+                return "conflict", error
+        return ("refused", errors[0]) if errors else ("connected", None)
+
+
+class Shipper:
+    """The lanes of a node, and who asks."""
+
+    def __init__(self, config: ArchiveConfig, connect: Connect = connect) -> None:
+        if config.node is None:
+            raise HotspareError(f"{config.name} is an archive host: it has no server to ship from")
+        self._config = config
+        self._node = config.node
+        self._changed = threading.Condition()
+        self._requests: list[Request] = []
+        self._ready: list[File] = []
+        self._looked = 0.0
+        self._acknowledged: Optional[str] = None
+        self._since = utc()
+        self._lanes = [Lane(place, config, self._changed, self._requests, connect) for place in config.destinations]
+        self._fetcher = Fetcher(config, connect)
+        self._waiting: set[socket.socket] = set()  # who waits for an answer
+        self._beat = threading.Lock()
+
+    def run(self) -> NoReturn:
+        """Serve until we are ended. HotspareError."""
+        threading.excepthook = _end
+        self._fetcher.look_ahead(self._config.fetch_ahead)
+        listener = listen(self._config.socket)
+        for work in (*(lane.work for lane in self._lanes), lambda: self._accept(listener), self._beats):
+            threading.Thread(target=work, daemon=True).start()
+        notify("READY=1")
+        while True:
+            with self._changed:
+                if time.monotonic() - self._looked >= LOOK_SECONDS:
+                    self._look()
+                status = self._status()
+            try:
+                write_durably(self._config.status_file, json.dumps(status, indent=2) + "\n", mode=0o644)
+            except HotspareError as error:  # archiving goes on
+                say(error.message)
+            time.sleep(STATUS_SECONDS)
+            with self._changed:
+                self._changed.wait(LOOK_SECONDS)
+
+    # --- archive_command ---------------------------------------------------------------------------------------------
+
+    def archive(self, name: str, path: str, wanted: Wanted = always) -> None:
+        """Returns once the file is archived. HotspareError; also when `wanted` says no."""
+        try:
+            request = Request(find_file(name, path, wall_clock()), time.monotonic())
+        except OSError as error:
+            raise HotspareError(
+                f"cannot read {path}: {error.strerror}; is it the path that PostgreSQL gives?"
+            ) from error
+        with self._changed:
+            self._requests.append(request)
+            try:
+                if name not in (file.name for file in self._ready):
+                    self._look()  # others wait as well
+                self._changed.notify_all()
+                while not (answer := self._answer(request)):
+                    self._changed.wait(BEAT_SECONDS)
+                    if not wanted():
+                        raise HotspareError(f"{name} is still on its way, and who asked for it has ended")
+            finally:
+                self._requests.remove(request)
+            if isinstance(answer, HotspareError):
+                raise answer.with_traceback(None)
+            self._acknowledged = name
+            for lane in self._lanes:
+                if lane.lacks(request.file):
+                    lane.behind[name] = request.file
+
+    def _answer(self, request: Request) -> Outcome:
+        return verdict(self._config.require, [lane.outcome(request) for lane in self._lanes])
+
+    def _look(self) -> None:
+        self._looked = time.monotonic()
+        self._ready = ready_files(self._node)
+        for lane in self._lanes:
+            lane.look(self._ready)
+        self._changed.notify_all()
+
+    def _status(self) -> dict[str, Any]:
+        return {
+            "pid": os.getpid(),
+            "since": self._since,
+            "version": VERSION,
+            "updated": utc(),
+            "destinations": [lane.record(self._ready) for lane in self._lanes],
+            "acknowledged": self._acknowledged,
+        }
+
+    # --- who asks ----------------------------------------------------------------------------------------------------
+
+    def _accept(self, listener: socket.socket) -> None:
+        while True:
+            connection, _ = listener.accept()
+            threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        with connection:
+            connection.settimeout(REQUEST_SECONDS)
+            try:
+                request = connection.makefile("rb").readline(REQUEST_BYTES)
+            except OSError:
+                return
+            with self._beat:
+                self._waiting.add(connection)
+            try:
+                code, sentence = self._answered(os.fsdecode(request).rstrip("\n").split("\0"), connection)
+            finally:
+                with self._beat:
+                    self._waiting.remove(connection)
+            with contextlib.suppress(OSError):  # it is gone
+                connection.sendall(f"{code} {' '.join(sentence.split())}\n".encode(errors="replace"))
+
+    def _answered(self, request: Sequence[str], connection: socket.socket) -> tuple[int, str]:
+        """The code and the sentence for a client."""
+        try:
+            command, directory, one, other = request
+            if command == "archive":
+                self.archive(other, os.path.join(directory, one), partial(waits, connection))
+            elif command == "restore":
+                path = os.path.join(directory, other)
+                wanted = partial(waits, connection)
+                if not self._fetcher.restore(one, path, wait=patience(directory), wanted=wanted):
+                    return ABSENT, ""
+            else:
+                raise ValueError(command)
+        except HotspareError as error:
+            return exit_code(error), error.message
+        except ValueError:
+            return CODES[
+                "other"
+            ], f"the shipper does not understand {request!r}: run site.yml, which brings one version"
+        return 0, ""
+
+    def _beats(self) -> None:
+        while True:
+            time.sleep(BEAT_SECONDS)
+            with self._beat:
+                for connection in self._waiting:
+                    with contextlib.suppress(OSError):  # it is gone
+                        connection.send(b" ")
+
+
+def waits(connection: socket.socket) -> bool:
+    """Whether the client is still there: it says nothing after its request."""
+    poll = select.poll()
+    poll.register(connection, select.POLLIN)
+    return not poll.poll(0)
+
+
+def listen(path: str) -> socket.socket:
+    """A socket for this account alone. HotspareError."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    mask = os.umask(0o177)
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+        listener.bind(path)
+    except OSError as error:
+        raise HotspareError(f"cannot listen at {path}: {error.strerror}; is its directory there, and ours?") from error
+    finally:
+        os.umask(mask)
+    listener.listen(16)
+    return listener
+
+
+def notify(state: str) -> None:
+    """Tell systemd (sd_notify)."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if address:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+            manager.connect("\0" + address[1:] if address.startswith("@") else address)
+            manager.send(state.encode())
+
+
+def utc() -> str:
+    return datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def wall_clock() -> float:
+    """Seconds since 1970."""
+    return datetime.now(timezone.utc).timestamp()
+
+
+def say(text: str) -> None:
+    """To the journal."""
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
+
+
+def _end(error: threading.ExceptHookArgs) -> None:
+    """A thread that is missing would not be missed by anybody."""
+    sys.excepthook(error.exc_type, error.exc_value or error.exc_type(), error.exc_traceback)
+    os._exit(1)

@@ -1,0 +1,154 @@
+# Copyright: (c) 2026, hotspare contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""archive_client.py as PostgreSQL starts it, before a shipper of the test: what it asks, and its exit codes."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from ansible_collections.hotspare.postgresql.plugins.module_utils import archive_client
+from ansible_collections.hotspare.postgresql.plugins.module_utils.archive_client import ABORT, ABSENT, OTHER, exit_code
+from hypothesis import given
+from hypothesis import strategies as st
+
+CODES = st.integers(-64, 300)
+
+
+@given(CODES, st.booleans())
+def test_the_archiver_never_sees_what_would_end_it(code, standby):
+    found = exit_code("archive", code, standby)
+    assert 0 <= found <= 125
+    assert (found == 0) == (code == 0)
+
+
+@given(CODES)
+def test_a_recovery_goes_on_only_when_it_is_known_what_there_is(code):
+    assert exit_code("restore", code, False) == {0: 0, ABSENT: 1}.get(code, ABORT)
+    standby = exit_code("restore", code, True)
+    assert 0 <= standby <= 125
+    assert (standby == 0) == (code == 0)
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Path:
+    """A directory with the client as it is installed; the data directory is `data` below it."""
+    text = Path(archive_client.__file__).read_text(encoding="utf-8")
+    (tmp_path / "archive_client.py").write_text(text, encoding="utf-8")
+    (tmp_path / "data").mkdir()
+    return tmp_path
+
+
+def start(node: Path, command: str, *arguments: str) -> subprocess.Popen[str]:
+    argv = [sys.executable, "-I", "-S", str(node / "archive_client.py"), command, str(node / "socket"), "/c.json"]
+    return subprocess.Popen([*argv, *arguments], cwd=node / "data", stderr=subprocess.PIPE, text=True)
+
+
+def call(node: Path, command: str, *arguments: str) -> tuple[int, str]:
+    """The exit code, and what was said."""
+    process = start(node, command, *arguments)
+    said = process.communicate(timeout=60)[1]
+    return process.returncode, said
+
+
+class Shipper:
+    """Takes one request and sends these pieces; then closes, unless `more` comes."""
+
+    def __init__(self, node: Path, *answer: bytes, closes: bool = True) -> None:
+        self.request = b""
+        self.asked = threading.Event()
+        self.closes = closes
+        self._answer = answer
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(node / "socket"))
+        self._listener.listen()
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+
+    def __enter__(self) -> Shipper:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._thread.join(60)
+        self._listener.close()
+
+    def _serve(self) -> None:
+        connection, _ = self._listener.accept()
+        with connection:
+            self.request = connection.makefile("rb").readline()
+            for piece in self._answer:
+                connection.sendall(piece)
+            self.asked.set()
+            if not self.closes:
+                connection.recv(1)
+
+
+def program(node: Path, text: str) -> None:
+    """What the client finds beside it."""
+    (node / archive_client.PROGRAM).write_text(text, encoding="utf-8")
+
+
+def test_the_shippers_word(node):
+    with Shipper(node, b"0 \n") as shipper:
+        assert call(node, "archive", "pg_wal/X", "X") == (0, "")
+    assert shipper.request == b"\0".join([b"archive", bytes(node / "data"), b"pg_wal/X", b"X"]) + b"\n"
+
+
+@pytest.mark.parametrize("pieces", [[b" ", b" ", b"13 no", b" room\n"], [b"13 no room\n"]])
+def test_it_waits_as_long_as_something_comes(node, pieces):
+    with Shipper(node, *pieces):
+        assert call(node, "archive", "pg_wal/X", "X") == (13, "hotspare: no room\n")
+
+
+@pytest.mark.parametrize("pieces", [[], [b"0"], [b"1"], [b"what\n"], [b" "]])
+def test_a_shipper_that_dies_is_gone_without(node, pieces):
+    program(node, "import sys; sys.exit(11 if sys.argv[1:] == ['archive', '/c.json', 'pg_wal/X', 'X'] else 99)")
+    with Shipper(node, *pieces):
+        code, said = call(node, "archive", "pg_wal/X", "X")
+    assert code == 11
+    assert "does not answer" in said
+
+
+@pytest.mark.parametrize(
+    ("text", "archived", "restored"),
+    [
+        (None, 2, ABORT),
+        ("import nothing_of_this_name", 1, ABORT),
+        ("import os; os.abort()", OTHER, ABORT),
+        ("import os; os._exit(127)", OTHER, ABORT),
+        (f"import os; os._exit({ABSENT})", ABSENT, 1),
+        ("", 0, 0),
+    ],
+)
+def test_whatever_becomes_of_the_program(node, text, archived, restored):
+    if text is not None:
+        program(node, text)
+    assert call(node, "archive", "pg_wal/X", "X")[0] == archived
+    assert call(node, "restore", "X", "pg_wal/RECOVERYXLOG")[0] == restored
+    (node / "data" / "standby.signal").touch()
+    assert call(node, "restore", "X", "pg_wal/RECOVERYXLOG")[0] <= 125
+
+
+def test_words_that_are_missing(node):
+    assert call(node, "archive")[0] == 2  # the program is not there
+    script = str(node / "archive_client.py")
+    for arguments, code in ((["archive"], OTHER), (["restore"], ABORT)):
+        assert (
+            subprocess.run([sys.executable, "-I", "-S", script, *arguments], cwd=node, check=False).returncode == code
+        )
+
+
+@pytest.mark.parametrize(("command", "code"), [("archive", OTHER), ("restore", -signal.SIGTERM)])
+def test_the_end_of_the_server_ends_it_at_once(node, command, code):
+    with Shipper(node, closes=False) as shipper:
+        process = start(node, command, "X", "X")
+        assert shipper.asked.wait(60)
+        process.terminate()
+        process.communicate(timeout=60)
+        assert process.returncode == code

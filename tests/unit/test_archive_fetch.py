@@ -1,0 +1,300 @@
+# Copyright: (c) 2026, hotspare contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""archive_fetch.py over archives in directories: what is served from where, and when a file counts as absent."""
+
+from __future__ import annotations
+
+import struct
+import threading
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+from ansible_collections.hotspare.postgresql.plugins.module_utils import archive_fetch
+from ansible_collections.hotspare.postgresql.plugins.module_utils.archive import Archive
+from ansible_collections.hotspare.postgresql.plugins.module_utils.archive_fetch import Fetcher, Line, following
+from ansible_collections.hotspare.postgresql.plugins.module_utils.archive_link import LocalDestination, connect
+from ansible_collections.hotspare.postgresql.plugins.module_utils.server import Instance
+from ansible_collections.hotspare.postgresql.plugins.module_utils.shell import HotspareError
+from ansible_collections.hotspare.postgresql.plugins.module_utils.wal import MIB, parse_segment_name, segment_size_ok
+from ansible_collections.hotspare.postgresql.plugins.module_utils.wal_file import BadWal
+from ansible_collections.hotspare.postgresql.plugins.module_utils.wire import Unreachable
+from hypothesis import given
+from hypothesis import strategies as st
+
+from .destinations import config
+from .wal_pages import HISTORY, SYSTEM, segment
+
+NAMES = following("000000010000000000000001", MIB, 1)  # 16 of 1 MB each
+SECONDS = 30
+
+
+@pytest.fixture
+def site(tmp_path: Path):
+    """A node with its own archive and two others, a and b; all empty, but of this cluster."""
+    return Site(tmp_path)
+
+
+class Site:
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        for name in ("own", "a", "b", "spool", "data/pg_wal", "data/global"):
+            (directory / name).mkdir(parents=True)
+        (directory / "data/global/pg_control").write_bytes(struct.pack("=Q", SYSTEM).ljust(8192, b"\0"))
+        for name in ("own", "a", "b"):
+            Archive(str(directory / name)).establish(SYSTEM, MIB)
+        self.config = config(
+            node=asdict(Instance("db1", str(directory / "data"), "/usr/bin")),
+            directory=str(directory / "own"),
+            spool=str(directory / "spool"),
+            destinations=[{"name": name, "directory": str(directory / name)} for name in ("a", "b")],
+            fetch_ahead=1,
+        )
+        self.target = directory / "data/pg_wal/RECOVERYXLOG"
+        self.got: list[tuple[str, str]] = []
+
+    def put(self, where: str, name: str, content: bytes) -> None:
+        (self.directory / "file").write_bytes(content)
+        Archive(str(self.directory / where)).put(name, str(self.directory / "file"))
+
+    def connect(self, place, found, *, wait=None) -> LocalDestination:
+        """As connect(), but it is noted what was got."""
+        destination = connect(place, found, wait=wait)
+        get = destination.get
+
+        def noted(name, *, wait=None):
+            content = get(name, wait=wait)
+            self.got.append((place.name, name))
+            return content
+
+        destination.get = noted
+        return destination
+
+    def fetcher(self) -> Fetcher:
+        return Fetcher(self.config, self.connect)
+
+    def spooled(self) -> list[str]:
+        return sorted(path.name for path in (self.directory / "spool").iterdir())
+
+    def left_over(self) -> list[str]:
+        return [path.name for path in self.target.parent.iterdir()]
+
+
+def eventually(look, wanted) -> None:
+    deadline = time.monotonic() + SECONDS
+    while look() != wanted:
+        assert time.monotonic() < deadline, f"{look()}, not {wanted}"
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("where", ["own", "a", "b"])
+def test_from_wherever_it_is(site, where):
+    site.put(where, NAMES[0], segment(NAMES[0]))
+    assert site.fetcher().restore(NAMES[0], str(site.target))
+    assert site.target.read_bytes() == segment(NAMES[0])
+    assert site.left_over() == ["RECOVERYXLOG"]
+
+
+def test_absent_only_if_every_place_says_so(site):
+    fetcher = site.fetcher()
+    for name in (NAMES[0], "00000002.history"):
+        assert not fetcher.restore(name, str(site.target))
+    (site.directory / "b").rename(site.directory / "c")
+    for name in (NAMES[0], "00000002.history"):
+        with pytest.raises(HotspareError, match="of b is not there|cannot read"):
+            fetcher.restore(name, str(site.target))
+    site.put("own", "00000003.history", HISTORY.encode())
+    assert fetcher.restore("00000003.history", str(site.target))
+    assert site.target.read_text(encoding="utf-8") == HISTORY
+
+
+def test_an_archive_of_its_own_that_is_not_there_is_not_an_empty_one(site):
+    (site.directory / "own").rename(site.directory / "gone")
+    with pytest.raises(HotspareError, match="own"):
+        site.fetcher().restore(NAMES[0], str(site.target))
+    site.put("a", NAMES[0], segment(NAMES[0]))
+    assert site.fetcher().restore(NAMES[0], str(site.target))
+
+
+def test_never_a_partial(site):
+    site.put("own", f"{NAMES[0]}.partial", segment(NAMES[0]))
+    assert not site.fetcher().restore(NAMES[0], str(site.target))
+    assert not site.fetcher().restore(f"{NAMES[0]}.partial", str(site.target))
+    assert site.left_over() == []
+
+
+def test_what_is_damaged_is_not_delivered_and_another_copy_is(site):
+    site.put("a", NAMES[0], segment(NAMES[0]))
+    stored = next((site.directory / "a").rglob(NAMES[0]))
+    stored.chmod(0o600)
+    stored.write_bytes(stored.read_bytes()[: MIB // 2])
+    with pytest.raises(BadWal):
+        site.fetcher().restore(NAMES[0], str(site.target))
+    assert site.left_over() == []
+    site.put("b", NAMES[0], segment(NAMES[0]))
+    assert site.fetcher().restore(NAMES[0], str(site.target))
+    assert site.target.read_bytes() == segment(NAMES[0])
+
+
+def test_of_another_cluster(site):
+    (site.directory / "data/global/pg_control").write_bytes(struct.pack("=Q", SYSTEM + 1))
+    site.put("a", NAMES[0], segment(NAMES[0]))
+    with pytest.raises(BadWal, match="system identifier"):
+        site.fetcher().restore(NAMES[0], str(site.target))
+
+
+def test_who_asked_is_gone(site):
+    site.put("a", NAMES[0], segment(NAMES[0]))
+    with pytest.raises(HotspareError, match="has ended"):
+        site.fetcher().restore(NAMES[0], str(site.target), wanted=lambda: False)
+    assert site.left_over() == []
+
+
+def test_what_a_killed_one_left_is_removed(site):
+    (site.target.parent / f"RECOVERYXLOG{archive_fetch.TEMPORARY}123").touch()
+    site.put("a", NAMES[0], segment(NAMES[0]))
+    assert site.fetcher().restore(NAMES[0], str(site.target))
+    assert site.left_over() == ["RECOVERYXLOG"]
+
+
+def test_the_next_ones_are_fetched_ahead_and_each_only_once(site):
+    (site.directory / "spool" / NAMES[3]).write_bytes(b"from before a power cut")
+    for name in NAMES[:6]:
+        site.put("a", name, segment(name))
+    site.put("own", NAMES[2], segment(NAMES[2]))
+    fetcher = site.fetcher()
+    fetcher.look_ahead(1)
+    for index, name in enumerate(NAMES[:6]):
+        assert fetcher.restore(name, str(site.target))
+        assert site.target.read_bytes() == segment(name)
+        ahead = [later for later in NAMES[index + 1 : 6] if later != NAMES[2]]
+        eventually(site.spooled, ahead)
+    assert not fetcher.restore(NAMES[6], str(site.target))
+    assert sorted(site.got) == [("a", name) for name in NAMES[:6] if name != NAMES[2]]
+    # What comes to the archive later is found: the end was not remembered.
+    site.put("b", NAMES[6], segment(NAMES[6]))
+    assert fetcher.restore(NAMES[6], str(site.target))
+    # Another timeline: the rest is of no use.
+    other = f"00000002{NAMES[2][8:]}"
+    site.put("a", NAMES[7], segment(NAMES[7]))
+    site.put("a", other, segment(other))
+    assert fetcher.restore(other, str(site.target))
+    eventually(site.spooled, [])
+
+
+def test_a_spool_on_another_disk(site, monkeypatch):
+    for name in NAMES[:2]:
+        site.put("a", name, segment(name))
+    rename = archive_fetch.os.rename
+
+    def between_disks(source, target):
+        if str(site.directory / "spool") == str(Path(source).parent) != str(Path(target).parent):
+            raise OSError(archive_fetch.errno.EXDEV, "Invalid cross-device link")
+        rename(source, target)
+
+    monkeypatch.setattr(archive_fetch.os, "rename", between_disks)
+    fetcher = site.fetcher()
+    fetcher.look_ahead(1)
+    assert fetcher.restore(NAMES[0], str(site.target))
+    eventually(site.spooled, [NAMES[1]])
+    assert fetcher.restore(NAMES[1], str(site.target))
+    assert site.target.read_bytes() == segment(NAMES[1])
+    assert site.got == [("a", name) for name in NAMES[:2]]
+
+
+def test_many_who_ask_at_once(site):
+    for name in NAMES:
+        site.put("a", name, segment(name))
+    fetcher = site.fetcher()
+    fetcher.look_ahead(1)
+    found = {}
+
+    def ask(name):
+        target = site.target.with_name(name)
+        found[name] = fetcher.restore(name, str(target)) and target.read_bytes() == segment(name)
+
+    threads = [threading.Thread(target=ask, args=(name,)) for name in NAMES]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(SECONDS)
+    assert found == dict.fromkeys(NAMES, True)
+
+
+def test_a_standby_does_not_wait_long_for_another_file(site):
+    blocked, release = threading.Event(), threading.Event()
+
+    class Stuck(LocalDestination):
+        def get(self, name, *, wait=None):
+            blocked.set()
+            assert release.wait(SECONDS)
+            return super().get(name)
+
+    fetcher = Fetcher(site.config, lambda place, found, *, wait=None: Stuck(place, found))
+    thread = threading.Thread(target=fetcher.restore, args=(NAMES[0], str(site.target)))
+    thread.start()
+    assert blocked.wait(SECONDS)
+    with pytest.raises(HotspareError, match="on its way"):
+        fetcher.restore(NAMES[1], str(site.target), wait=0.01)
+    release.set()
+    thread.join(SECONDS)
+    assert not fetcher.restore(NAMES[1], str(site.target), wait=SECONDS)
+
+
+def test_a_line_is_made_anew_but_not_too_often(site, monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr(archive_fetch.time, "monotonic", lambda: clock[0])
+    made, works = [], [True]
+
+    def connecting(place, found, *, wait=None):
+        made.append(clock[0])
+        if not works[0]:
+            raise Unreachable("nobody there")
+        return connect(place, found)
+
+    def broken():
+        with line.use():
+            raise Unreachable("it is gone")
+
+    line = Line(site.config.destinations[0], site.config, connecting)
+    for _ in range(3):
+        with line.use() as destination:
+            assert destination.name == "a"
+    assert made == [100.0]
+    # An old connection may have been dead for long: the next attempt is made at once, and says what is wrong.
+    with pytest.raises(Unreachable):
+        broken()
+    assert line.error is None
+    assert not line.connected
+    works[0] = False
+    for _ in range(2000):
+        with pytest.raises(Unreachable, match="nobody there"), line.use():
+            pass
+        clock[0] += 0.1
+    pauses = [later - sooner for sooner, later in zip(made[1:], made[2:])]
+    assert pauses[:4] == pytest.approx([0.2, 0.4, 0.8, 1.6], abs=0.15)
+    assert pauses[6:] == pytest.approx([archive_fetch.LONGEST_PAUSE] * len(pauses[6:]), abs=0.15)
+    works[0] = True
+    clock[0] += 10
+    with line.use():
+        pass
+    assert line.error is None
+
+
+@given(
+    st.integers(20, 30).map(lambda bits: 1 << bits),
+    st.integers(1, 99),
+    st.integers(0, (1 << 64) - 1),
+    st.integers(0, 64),
+)
+def test_following(size, timeline, lsn, ahead):
+    assert segment_size_ok(size)
+    first = archive_fetch.segment_name(timeline, lsn % (1 << 60), size)
+    found = [parse_segment_name(name, size) for name in following(first, size, ahead)]
+    start = parse_segment_name(first, size).number
+    assert [segment.number for segment in found] == list(range(start + 1, start + 1 + len(found)))
+    assert {segment.timeline for segment in found} <= {timeline}
+    assert len(found) * size <= max(ahead * 16 * MIB, size)
+    assert bool(found) == bool(ahead)
