@@ -20,6 +20,13 @@ TESTED_VERSIONS = range(13, 19)
 BACKLOG_WARNING, BACKLOG_ERROR = 16, 128
 LOW_SPACE = 1 << 30  # bytes; max_wal_size where it is known and larger
 CLEAN_STATES = ("shut down", "shut down in recovery")
+# What is wrong with a destination of the archive shipper, by its state.
+SHIPPING = {
+    "full": ("archive_full", "error", "is full"),
+    "unreachable": ("archive_unreachable", "warning", "cannot be reached"),
+    "conflict": ("archive_conflict", "error", "holds other content of a name"),
+    "refused": ("archive_refused", "error", "refuses what is shipped"),
+}
 UNITS = {"kB": 1 << 10, "8kB": 8 << 10, "MB": 1 << 20}
 UPSTREAM_SETTINGS = ("primary_conninfo", "primary_slot_name")
 UPSTREAM_FILE = "60-hotspare-upstream.conf"
@@ -76,6 +83,7 @@ def _of_node(state: Mapping[str, Any]) -> Iterator[Problem]:
             f"{left['rewinding']} is being rewound, or was and cannot be used; pg_rebuild goes on from there",
         )
     yield from _at_work(state)
+    yield from _shipping(state)
     if left and left["seeding"]:
         yield info("seeding", f"{left['seeding']} is being copied, or waits for pg_rebuild to go on with it")
     control = state["control"]
@@ -114,6 +122,34 @@ def _at_work(state: Mapping[str, Any]) -> Iterator[Problem]:
             f"its guard has seen {superseded['primary']} as primary on timeline {superseded['timeline']}: "
             "rebuild_standby.yml makes it a standby",
         )
+
+
+def _shipping(state: Mapping[str, Any]) -> Iterator[Problem]:
+    archive = state["archive"]
+    if archive is None:
+        return
+    if not archive["running"]:
+        known = "does not run" if archive["running"] is False else "may not run"
+        yield warning(
+            "shipper_down", f"its archive shipper {known}: {archive['reason']}; without it WAL is archived slowly"
+        )
+        return
+    if state["role"] != "primary":
+        return
+    for place in archive["destinations"]:
+        if place["state"] in SHIPPING:
+            code, severity, words = SHIPPING[place["state"]]
+            yield problem(code, severity, f"{place['name']} {words} since {place['since']}: {place['error']}")
+        waiting = waiting_files(place)
+        if waiting is not None and waiting >= BACKLOG_WARNING:
+            severity = "error" if waiting >= BACKLOG_ERROR else "warning"
+            yield problem("archive_waiting", severity, f"{waiting} files of WAL wait to be shipped to {place['name']}")
+
+
+def waiting_files(place: Mapping[str, Any]) -> int | None:
+    """How many a destination has yet to get: those that nobody has, and those that others have."""
+    waiting, behind = place["waiting"], place["behind"]
+    return None if waiting is None or behind is None else int(waiting) + int(behind)
 
 
 def _of_stopped(state: Mapping[str, Any]) -> Iterator[Problem]:

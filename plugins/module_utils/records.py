@@ -67,6 +67,7 @@ class State(TypedDict, total=False):
     replication: list[dict[str, Any]] | None
     slots: list[dict[str, Any]] | None
     archiver: dict[str, Any] | None
+    archive: dict[str, Any] | None
     settings: dict[str, Any] | None
     pending_restart: list[str] | None
     clients: int | None

@@ -18,6 +18,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .archive_shipping import read_shipping
 from .armed_state import read_armed
 from .conninfo import Upstream
 from .controldata import read as read_control
@@ -86,6 +87,7 @@ def read_state(
     state = _blank(instance)
     directory = os.path.realpath(instance.data_directory)
     state.update(rebuild=_rebuild(directory), **_at_work(directory), **_machine(directory))
+    state["archive"] = read_shipping(os.path.dirname(instance.configuration))
     if peers is not None:
         # First, so that what the node itself says is the younger.
         state["peers"] = ask_peers(peers, instance.account, PEER_SECONDS)
@@ -148,6 +150,7 @@ def _blank(instance: Instance) -> dict[str, Any]:
         "replication": None,
         "slots": None,
         "archiver": None,
+        "archive": None,
         "settings": None,
         "pending_restart": None,
         "clients": None,

@@ -9,6 +9,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .problems import waiting_files
 from .records import (
     State,
     Topology,
@@ -31,7 +32,7 @@ HEAD = ("NODE", "ROLE", "TL", "STREAMS", "LAG", "LSN", "SLOT", "ARCHIVER")
 
 
 def status_table(seen: Topology, now: str | None = None, cluster: str | None = None) -> list[str]:
-    """Lines for a terminal, at most WIDTH characters each: verdict, one row for each node, base backups, problems.
+    """Lines for a terminal, at most WIDTH characters each: verdict, one row for each node, what goes on, problems.
 
     `now` (text) is printed beside the verdict as the time of reading; `cluster` names the cluster.
     """
@@ -39,9 +40,9 @@ def status_table(seen: Topology, now: str | None = None, cluster: str | None = N
     rows = [HEAD] + [_row(nodes, name) for name in sorted(nodes)]
     lines = wrapped(_verdict_line(seen, now, cluster))
     lines += ["", *aligned(rows)]
-    backups = [line for name in sorted(nodes) for line in _backups(nodes[name]) + _remains(nodes[name])]
-    if backups:
-        lines += ["", *(w for line in backups for w in wrapped(line))]
+    said = [line for name in sorted(nodes) for part in (_ships, _backups, _remains) for line in part(nodes[name])]
+    if said:
+        lines += ["", *(w for line in said for w in wrapped(line))]
     if seen["problems"]:
         lines += ["", "problems:"]
     for p in seen["problems"]:
@@ -182,6 +183,24 @@ def _archiver(state: State) -> str:
     waiting = f"{'unknown' if ready is None else ready} waiting"
     failed, archived = archiver.get("last_failed_time"), archiver.get("last_archived_time")
     return f"{'FAILING' if failed and (not archived or failed > archived) else 'ok'}, {waiting}"
+
+
+def _ships(state: State) -> list[str]:
+    """Where a primary's WAL goes; of the others only what is wrong is told, as a problem."""
+    archive: Mapping[str, Any] = state.get("archive") or {}
+    if state["role"] != "primary" or not archive:
+        return []
+    if not archive["running"]:
+        return [f"{state['name']} ships WAL: unknown, its shipper is down"]
+    places = [_place(place) for place in archive["destinations"]]
+    return [f"{state['name']} ships WAL to {listed(places)}; the last archived is {archive['acknowledged'] or 'none'}"]
+
+
+def _place(place: Mapping[str, Any]) -> str:
+    waiting, seconds = waiting_files(place), place["oldest_waiting_seconds"]
+    count = "unknown" if waiting is None else str(waiting)
+    oldest = "" if seconds is None else f", the oldest for {duration(seconds)}"
+    return f"{place['name']} ({place['state'] or 'unknown'}, {count} waiting{oldest})"
 
 
 def _backups(state: State) -> list[str]:

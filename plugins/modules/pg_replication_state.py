@@ -468,6 +468,39 @@ node:
         last_failed_wal: null
         last_failed_time: null
         ready: 0
+    archive:
+      description:
+        - What the shipper of the role C(archive) says of itself and of each destination of this node's WAL. V(null) if
+          nothing is shipped from here, which is so without C(hotspare-archive.json) beside the server's configuration.
+        - C(running) is whether it lives and speaks, V(null) if that cannot be told, and C(reason) says why it is not
+          V(true). C(acknowledged) is the last file that it told the server to be archived.
+        - Of each destination C(state) is V(connected), V(unreachable), V(full), V(conflict) or V(refused) since
+          C(since), and C(last) the last file that came there, at C(last_at). C(waiting) and C(waiting_bytes) count what
+          is marked to be archived and is not there, the oldest for C(oldest_waiting_seconds). C(behind) files are
+          archived elsewhere and come there later, C(left) files are gone from C(pg_wal) and
+          M(hotspare.postgresql.archive_sync) brings them.
+      type: dict
+      returned: always
+      sample:
+        running: true
+        reason: null
+        pid: 812
+        since: "2026-11-20T10:43:58+00:00"
+        version: 0.1.0
+        updated: "2026-11-20T10:44:58+00:00"
+        acknowledged: "00000001000000000000000C"
+        destinations:
+          - name: db2
+            state: connected
+            since: "2026-11-20T10:43:58+00:00"
+            error: null
+            last: "00000001000000000000000C"
+            last_at: "2026-11-20T10:44:51+00:00"
+            waiting: 0
+            waiting_bytes: 0
+            oldest_waiting_seconds: null
+            behind: 0
+            left: 0
     settings:
       description:
         - The settings that matter for replication, each with C(value), C(unit), C(source), C(sourcefile) and

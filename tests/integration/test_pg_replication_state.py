@@ -731,3 +731,28 @@ def test_a_prepared_primary_is_told(pair: Pair, ask):
     (pair.primary.data / "standby.signal").touch()
     state = ask(pair.primary)
     assert state["role"] == "primary" and "failover.yml -e target=" in detail(state, "prepared_primary")
+
+
+def test_what_a_shipper_says_of_itself_is_told(pair, ask, tmp_path):
+    """Beside the configuration of the server lies that of the archive, which names the shipper's directory."""
+    one, two = pair.primary, pair.standby
+    assert ask(one)["archive"] is None
+    config = Path(one.instance.config_file).with_name("hotspare-archive.json")
+    config.write_text(json.dumps({"run": str(tmp_path)}))
+    state = ask(one)
+    assert state["archive"]["running"] is False
+    assert "status.json" in detail(state, "shipper_down")
+
+    place = {"name": "db-two", "state": "full", "since": "now", "error": "no space left", "waiting": 20, "behind": 0}
+    argv = [sys.executable, "-c", "input()", "archive-ship", str(config)]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE) as shipper:
+        status = {"pid": shipper.pid, "acknowledged": "000000010000000000000003", "destinations": [place]}
+        (tmp_path / "status.json").write_text(json.dumps(status))
+        state = ask(one)
+        shipper.kill()
+    assert state["archive"]["running"] is True
+    assert state["archive"]["acknowledged"] == "000000010000000000000003"
+    assert detail(state, "archive_full") == "db-two is full since now: no space left"
+    assert detail(state, "archive_waiting") == "20 files of WAL wait to be shipped to db-two"
+    assert "is gone" in detail(ask(one), "shipper_down")
+    assert ask(two)["archive"] is None

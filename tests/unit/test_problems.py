@@ -43,6 +43,7 @@ def node(role: str, **changes: Any) -> dict[str, Any]:
         "lock": None,
         "armed": None,
         "superseded": None,
+        "archive": None,
         "control": {"data_checksums": 1, "wal_log_hints": True, "state": "shut down"},
         "free_bytes": 1 << 40,
         "standby_signal": role != "primary",
@@ -82,6 +83,20 @@ ARMED = {"state": "armed", "expires_in": 9.0, "reason": None}
 @pytest.mark.parametrize("role", ["primary", "standby", "stopped", "absent"])
 def test_a_healthy_node_has_none(role: str):
     assert problems(node(role)) == []
+
+
+def shipping(**place: Any) -> dict[str, Any]:
+    given = {"name": "nas", "state": "connected", "since": "now", "error": None, "waiting": 0, "behind": 0, **place}
+    return {"running": True, "reason": None, "destinations": [given]}
+
+
+def test_a_destination_that_gets_all_is_no_problem() -> None:
+    assert problems(node("primary", archive=shipping(waiting=7, behind=8))) == []
+    assert problems(node("primary", archive=shipping(waiting=None, behind=8))) == []
+
+
+def test_a_standby_ships_nothing_that_could_be_waited_for() -> None:
+    assert problems(node("standby", archive=shipping(state="unreachable", waiting=200))) == []
 
 
 def slot(**changes: Any) -> list[dict[str, Any]]:
@@ -132,6 +147,14 @@ SEEDING = {"seeding": "/pg.seeding", "rewinding": None}
             "error",
         ),
         ("primary", {"archiver__ready": 128}, "archive_backlog", "error"),
+        ("primary", {"archive": shipping(state="full", error="no space")}, "archive_full", "error"),
+        ("primary", {"archive": shipping(state="unreachable", error="refused")}, "archive_unreachable", "warning"),
+        ("primary", {"archive": shipping(state="conflict", error="differs")}, "archive_conflict", "error"),
+        ("primary", {"archive": shipping(state="refused", error="bad")}, "archive_refused", "error"),
+        ("primary", {"archive": shipping(waiting=10, behind=6)}, "archive_waiting", "warning"),
+        ("primary", {"archive": shipping(waiting=128)}, "archive_waiting", "error"),
+        ("standby", {"archive": {"running": False, "reason": "gone"}}, "shipper_down", "warning"),
+        ("stopped", {"archive": {"running": None, "reason": "EIO"}}, "shipper_down", "warning"),
         ("primary", {"settings__wal_level__value": "minimal"}, "wal_level", "error"),
         ("primary", {"settings__fsync__value": "off"}, "fsync_off", "error"),
         ("primary", {"settings__full_page_writes__value": "off"}, "full_page_writes_off", "warning"),

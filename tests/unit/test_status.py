@@ -64,6 +64,24 @@ def test_a_cutover_that_did_not_end_shows() -> None:
     assert cells(table(stopped("db1", superseded=note), primary("db2", timeline=2)), "db1")[1] == "stopped, superseded"
 
 
+def test_where_a_primary_ships_its_wal() -> None:
+    def line(shipping: dict[str, Any]) -> str:
+        lines = table(primary("db1", "db2", archive=shipping), standby("db2", archive=shipping))
+        assert len([line for line in lines if "ships WAL" in line]) == 1
+        return " ".join(line.strip() for line in lines[6:])
+
+    near = {"name": "db2", "state": "connected", "waiting": 0, "behind": 0, "oldest_waiting_seconds": None}
+    nas = {"name": "nas", "state": "full", "waiting": 3, "behind": 9, "oldest_waiting_seconds": 75.0}
+    silent = {"name": "far", "state": None, "waiting": None, "behind": None, "oldest_waiting_seconds": None}
+    shipping = {"running": True, "acknowledged": "000000010000000000000004", "destinations": [near, nas, silent]}
+    assert line(shipping) == (
+        "db1 ships WAL to db2 (connected, 0 waiting), nas (full, 12 waiting, the oldest for 1 min 15 s) and far"
+        " (unknown, unknown waiting); the last archived is 000000010000000000000004"
+    )
+    assert line({**shipping, "running": False}) == "db1 ships WAL: unknown, its shipper is down"
+    assert line({**shipping, "acknowledged": None, "destinations": [near]}).endswith("; the last archived is none")
+
+
 def test_what_is_not_known_is_unknown_and_never_zero() -> None:
     blank = primary("db1", "db2", replication=[row("db2", None)], lsn=None)
     lines = table(blank, standby("db2", lag=None, lsn=None, archiver=None))
