@@ -85,7 +85,8 @@ class Filter:
         self._process.wait()
 
     def _failed(self) -> HotspareError:
-        assert self._process.stderr is not None
+        assert self._process.stdin is not None and self._process.stderr is not None
+        self._process.stdin.close()  # it ends when it has read all, even of what it cannot use
         said = self._process.stderr.read().decode(errors="replace").strip() or "it ended early"
         return HotspareError(f"{self._name} failed: {said}; the data is damaged, or not what it was said to be")
 

@@ -80,9 +80,10 @@ class Disk:
 class Process(Layer):
     """The system calls of one process: before number `limit` it dies, or that call fails with `failure`."""
 
-    def __init__(self, disk: Disk, limit: int | None = None, failure: int | None = None) -> None:
+    def __init__(self, disk: Disk, limit: int | None = None, failure: int | None = None, *, written: int = 3) -> None:
         super().__init__()
         self.calls = 0
+        self._written = written
         self._disk = disk
         self._limit = limit
         self._failure = failure
@@ -102,7 +103,7 @@ class Process(Layer):
 
     def write(self, descriptor, data):
         self._called()
-        return super().write(descriptor, data[:3])  # a write may be short
+        return super().write(descriptor, data[: self._written])  # a write may be short
 
     def chmod(self, descriptor, mode):
         self._called()
