@@ -20,10 +20,9 @@ archive (kind: wal), seen from the node that ships:
     conflicts         Archive.conflicts(): name, path, ... of what was refused
 trees (kind: tree), a list of
   name, path
-  error               why it could not be looked at
-  missing_days        partitions that should be there and are not, as text
-  refused             files that are no plain files, or symbolic links out of the tree
-  destinations        name, error, and as counts of files present, missing, different; newest: the newest file there
+  error, problems     why it could not be looked at, and what is wrong besides, destinations that do not answer included
+  missing_days        folders of days that should hold documents, as text
+  destinations        name, and as counts of files present, missing, different; newest: the newest file there, as text
 """
 
 from __future__ import annotations
@@ -45,10 +44,10 @@ def archive_table(found: Mapping[str, Any]) -> list[str]:
     `found`: what archive_sync returned, with `archive`, `trees` or both.
     """
     lines: list[str] = []
-    if found.get("archive") is not None:
+    if found.get("archive"):
         lines += _wal(found["archive"])
-    if found.get("trees") is not None:
-        lines += ["", *_trees(found["trees"])] if lines else _trees(found["trees"])
+    if found.get("trees"):
+        lines += [*([""] if lines else []), *_trees(found["trees"])]
     return lines
 
 
@@ -131,9 +130,7 @@ def _said_of_tree(tree: Mapping[str, Any]) -> Iterator[str]:
         yield f"{name}: {tree['error']}"
     if tree["missing_days"]:
         yield f"{name}: no documents of {_some(tree['missing_days'])}"
-    if tree["refused"]:
-        yield f"{name}: not shipped, since they are no plain files: {_some(tree['refused'])}"
-    yield from (f"{name} at {place['name']}: {place['error']}" for place in tree["destinations"] if place["error"])
+    yield from (f"{name}: {problem}" for problem in tree["problems"][:MOST])
 
 
 def _some(names: Sequence[str]) -> str:

@@ -89,7 +89,7 @@ PLAY = """
           - (wanted | hotspare.postgresql.safe_parameters(seen, 'db2')).node_values == wanted
           - "'hotspare_' | hotspare.postgresql.slot_name('db-2') == 'hotspare_db_2'"
           - silent.unknown == ['db2']
-          - "({'trees': []} | hotspare.postgresql.archive_table | first) is match('TREE')"
+          - "{'trees': []} | hotspare.postgresql.archive_table == []"
           - (seen | hotspare.postgresql.this_run).token == (silent | hotspare.postgresql.this_run).token
 """
 

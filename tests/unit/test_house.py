@@ -26,6 +26,7 @@ UTILS = f"ansible_collections.{NAMESPACE}.plugins.module_utils"
 # tests/integration/test_<module>.py, where the fixture `four_steps` takes it through
 # check mode, real, check mode again, real again.
 UNIT_TESTS = {
+    "archive_sync": "test_wal_sync",
     "cluster_lock": "test_lock",
     "node_program": "test_packing",
     "pg_promote": "test_promotion",
@@ -56,7 +57,8 @@ FLOORS = (
     {"topology", "preflight", "report", "status", "desired", "promotion", "rebuild"},  # third
     {"arming", "forced", "rebuild_look"},  # third: promotes on a proof; what a cutover and a rebuild decide on
     {"cutover", "rebuild_files"},  # third: decides on it; what a rebuild works with
-    {"archive_report"},  # third: what archive_check.yml prints
+    {"archive_report", "wal_holders"},  # third: what archive_check.yml prints; who has WAL
+    {"wal_sync"},  # third: brings it together
     {"rebuild_rewind"},  # third: one method of a rebuild
     {"rebuilding"},  # third: does what rebuild decided
     {"program"},  # above all: does what systemd and sshd run
@@ -64,7 +66,7 @@ FLOORS = (
 FLOOR = {name: height for height, names in enumerate(FLOORS) for name in names}
 
 ROLES = {"node", "primary", "standby", "failover"}
-PLAYBOOKS = {"site", "failover", "rebuild_standby", "status"}
+PLAYBOOKS = {"site", "failover", "rebuild_standby", "status", "archive_check"}
 
 
 def names(folder: str) -> set[str]:
