@@ -75,7 +75,10 @@ class GapReport:
     def complete_from(self) -> Optional[str]:
         """The oldest segment from which the archive has all up to now, but for those pending at the end."""
         oldest = None
+        followed = self.histories.get(_history_name(self.timeline), FOUND) == FOUND  # or nobody gets to the timeline
         for stretch in reversed(self.stretches):
+            if stretch.timeline != self.timeline and not followed:
+                break
             if stretch.state == FOUND:
                 oldest = stretch.first
             elif stretch.state != PENDING or oldest is not None:

@@ -148,9 +148,10 @@ def test_what_the_old_primary_wrote_after_the_switch_is_not_used() -> None:
     ],
 )
 def test_a_history_that_the_chain_needs(held: list[str], others: dict[str, Any], state: str) -> None:
-    report = look([*held, name(5, 2)], 2, at=6, histories=TWO, **others)
+    report = look([*held, name(4), name(5, 2)], 2, at=6, histories=TWO, **others)
     assert report.histories == {"00000002.history": state}
     assert report.ok is (state in (FOUND, PENDING))
+    assert report.complete_from == (name(4) if state == FOUND else name(5, 2)), "without it nobody gets to timeline 2"
 
 
 def test_without_its_history_the_ancestors_of_a_timeline_are_not_known() -> None:
@@ -215,6 +216,7 @@ def archives(draw: st.DrawFn) -> dict[str, Any]:
         "size": size,
         "timeline": newest,
         "entries": entries,
+        "followed": draw(st.booleans()),  # whether the archive has the history of the timeline
         "current": draw(st.integers(1, 14)),
         "held": draw(some),
         "ready": draw(some),
@@ -235,7 +237,7 @@ def test_the_report_says_of_each_segment_what_a_walk_would_say(case: dict[str, A
         return [name(number, timeline, case["size"]) for timeline, number in case[kind]]
 
     report = gaps(
-        spelt("held"),
+        [*spelt("held"), *([f"{case['timeline']:08X}.history"] if case["followed"] else [])],
         {case["timeline"]: history(*case["entries"])} if case["entries"] else {},
         segment_size=case["size"],
         timeline=case["timeline"],
@@ -276,6 +278,7 @@ def test_the_report_says_of_each_segment_what_a_walk_would_say(case: dict[str, A
     while states and states[-1] == PENDING:
         states.pop()
     kept = 0
-    while kept < len(states) and states[-1 - kept] == FOUND:
+    reached = [case["followed"] or chain[number][0] == case["timeline"] for number in range(begin, end)][: len(states)]
+    while kept < len(states) and states[-1 - kept] == FOUND and reached[-1 - kept]:
         kept += 1
     assert report.complete_from == (list(expected)[len(states) - kept] if kept else None)
