@@ -21,6 +21,7 @@ FOUND = "found"  # the archive has it
 PENDING = "pending"  # it comes by itself: marked to be archived, or still being written
 RECOVERABLE = "recoverable"  # another place has it
 LOST = "lost"  # nobody has it
+UNKNOWN = "unknown"  # nobody who could be asked has it
 END = 1 << 64  # beyond all segments
 
 
@@ -35,7 +36,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Stretch:
-    """Segments of one timeline in a row which are all found, pending, recoverable or lost."""
+    """Segments of one timeline in a row which are all found, pending, recoverable, lost or unknown."""
 
     timeline: int
     first: str
@@ -51,7 +52,8 @@ class GapReport:
     current: the segment that is being written, None = not known. stretches: all segments from the oldest that the
     archive has up to now, in the order of recovery. histories: the .history files that the chain needs, and the state
     of each. orphans, future: those that it does not need, of older timelines and of newer ones. unused: segments that
-    it does not take, such as those that an old primary wrote after the switch. faults: what contradicts itself.
+    it does not take, such as those that an old primary wrote after the switch. faults: what contradicts itself. silent:
+    places that could not be asked.
     """
 
     timeline: int
@@ -62,6 +64,7 @@ class GapReport:
     future: list[str]
     unused: list[str]
     faults: list[str]
+    silent: list[str]
 
     @property
     def ok(self) -> Optional[bool]:
@@ -101,10 +104,10 @@ class GapReport:
             "primary's timeline for it; find out who wrote it before you recover from this archive"
             for name in self.future
         ]
-        lines += [_said(name, 1, self.histories[name]) for name in self.histories if self.histories[name] != FOUND]
+        lines += [self._said(name, 1, state) for name, state in self.histories.items() if state != FOUND]
         lines += [
-            _said(s.first if s.count == 1 else f"{s.first} to {s.last} ({s.count} segments)", s.count, s.state)
-            for state in (LOST, RECOVERABLE, PENDING)
+            self._said(s.first if s.count == 1 else f"{s.first} to {s.last} ({s.count} segments)", s.count, s.state)
+            for state in (LOST, UNKNOWN, RECOVERABLE, PENDING)
             for s in self.stretches
             if s.state == state
         ]
@@ -112,6 +115,16 @@ class GapReport:
             lines.append("nobody knows how far the primary is, so what is missing at the end cannot be told")
         lines += [f"{name} belongs to no ancestor of timeline {self.timeline}" for name in self.orphans]
         return lines
+
+    def _said(self, what: str, count: int, state: str) -> str:
+        are, them = ("is", "it") if count == 1 else ("are", "them")
+        words = {
+            LOST: f"lost, nobody has {them}: recovery ends there, take a new base backup",
+            UNKNOWN: f"missing, and nobody who could be asked has {them}: ask {' and '.join(self.silent)} again",
+            RECOVERABLE: f"missing, another place has {them}: archive_sync ships {them}",
+            PENDING: "still to come",
+        }
+        return f"{what} {are} {words[state]}"
 
     def as_dict(self) -> dict[str, Any]:
         derived = ("ok", "complete_from", "behind", "sentences")
@@ -127,15 +140,18 @@ def gaps(
     position: Optional[int],
     ready: Iterable[str] = (),
     elsewhere: Iterable[str] = (),
+    silent: Iterable[str] = (),
 ) -> GapReport:
     """Compare what an archive has (`held`: the names of its files) with what recovery on `timeline` takes.
 
     `histories`: texts of .history files, wherever they were read. `position`: the byte up to which the primary has
     flushed its WAL, None = not known. `ready`: what it has marked .ready. `elsewhere`: complete segments and histories
-    in the pg_wal of any node and in other archives. Asked for in this order (position, ready, elsewhere, held), what is
-    archived meanwhile is never missing. Nothing is missing before the oldest segment that the archive has.
+    in the pg_wal of any node and in other archives; `silent`: those of them that did not answer. Asked for in this order
+    (position, ready, elsewhere, held), what is archived meanwhile is never missing. Nothing is missing before the oldest
+    segment that the archive has.
     """
-    archived = set(held)
+    archived, unasked = set(held), list(silent)
+    missing = UNKNOWN if unasked else LOST
     faults: list[str] = []
     where = ((elsewhere, RECOVERABLE), (ready, PENDING), (archived, FOUND))
     states = {name: state for names, state in where for name in names}  # the last one counts
@@ -160,14 +176,15 @@ def gaps(
     return GapReport(
         timeline=timeline,
         current=None if position is None else segment_name(timeline, position, segment_size),
-        stretches=list(_stretches(taken, spans, current, segment_size)),
+        stretches=list(_stretches(taken, spans, current, missing, segment_size)),
         histories={
-            name: states.get(name, RECOVERABLE if number in histories else LOST) for name, number in needed.items()
+            name: states.get(name, RECOVERABLE if number in histories else missing) for name, number in needed.items()
         },
         orphans=[name for name in others if name < _history_name(timeline)],
         future=[name for name in others if name > _history_name(timeline)],
         unused=unused,
         faults=faults,
+        silent=unasked,
     )
 
 
@@ -207,7 +224,7 @@ def _parsed(histories: Mapping[int, str], timeline: int, faults: list[str]) -> d
 
 
 def _stretches(
-    taken: Mapping[int, str], spans: Sequence[Span], current: Optional[int], segment_size: int
+    taken: Mapping[int, str], spans: Sequence[Span], current: Optional[int], missing: str, segment_size: int
 ) -> Iterator[Stretch]:
     """All numbers from the oldest that is found up to now, in rows of one timeline and one state."""
     archived = [number for number in taken if taken[number] == FOUND]
@@ -216,7 +233,7 @@ def _stretches(
 
     def at(number: int) -> tuple[int, str]:
         timeline = next(span.timeline for span in spans if span.begin <= number < span.end)
-        state = taken.get(number, LOST)
+        state = taken.get(number, missing)
         return timeline, PENDING if number >= now and state != FOUND else state
 
     edges = {begin, now, *(span.begin for span in spans), *taken, *(number + 1 for number in taken)}
@@ -224,15 +241,3 @@ def _stretches(
     for (first, timeline, state), after in zip(rows, [*(row[0] for row in rows[1:]), end]):
         names = [segment_name(timeline, number * segment_size, segment_size) for number in (first, after - 1)]
         yield Stretch(timeline, names[0], names[1], after - first, state)
-
-
-def _said(what: str, count: int, state: str) -> str:
-    are, them = ("is", "it") if count == 1 else ("are", "them")
-    return (
-        f"{what} {are} "
-        + {
-            LOST: f"lost, nobody has {them}: recovery ends there, take a new base backup",
-            RECOVERABLE: f"missing, another place has {them}: archive_sync ships {them}",
-            PENDING: "still to come",
-        }[state]
-    )

@@ -13,6 +13,7 @@ from ansible_collections.hotspare.postgresql.plugins.module_utils.archive_gaps i
     LOST,
     PENDING,
     RECOVERABLE,
+    UNKNOWN,
     GapReport,
     gaps,
 )
@@ -69,6 +70,17 @@ def test_a_hole_is_told_by_where_the_segments_are() -> None:
         f"{name(6)} is lost, nobody has it: recovery ends there, take a new base backup",
         f"{name(4)} to {name(5)} (2 segments) are missing, another place has them: archive_sync ships them",
         f"{name(8)} is still to come",
+    ]
+
+
+def test_nothing_is_called_lost_while_somebody_does_not_answer() -> None:
+    report = look(names([1, 3]), 2, at=4, elsewhere=names([2]), silent=["db2", "nas"])
+    assert report.histories == {"00000002.history": UNKNOWN}
+    report = look(names([1, 3]), at=4, silent=["db2", "nas"])
+    assert [stretch.state for stretch in report.stretches] == [FOUND, UNKNOWN, FOUND]
+    assert (report.ok, report.complete_from) == (False, name(3))
+    assert report.sentences == [
+        f"{name(2)} is missing, and nobody who could be asked has it: ask db2 and nas again",
     ]
 
 
