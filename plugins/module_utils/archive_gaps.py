@@ -146,9 +146,9 @@ def gaps(
 
     `histories`: texts of .history files, wherever they were read. `position`: the byte up to which the primary has
     flushed its WAL, None = not known. `ready`: what it has marked .ready. `elsewhere`: complete segments and histories
-    in the pg_wal of any node and in other archives; `silent`: those of them that did not answer. Asked for in this order
-    (position, ready, elsewhere, held), what is archived meanwhile is never missing. Nothing is missing before the oldest
-    segment that the archive has.
+    in the pg_wal of any node and in other archives; `silent`: those that did not answer. Asked for in this order
+    (position, ready, elsewhere, held), what is archived meanwhile is never missing. Before the oldest segment that the
+    archive has nothing is missing.
     """
     archived, unasked = set(held), list(silent)
     missing = UNKNOWN if unasked else LOST
