@@ -47,6 +47,7 @@ FLOORS = (
     {"serving"},  # first: does what pg_server is asked for
     {"archive", "replication", "wire"},  # second
     {"archive_config"},  # second: where WAL and documents come from and go to
+    {"tree_files"},  # second: documents of this host
     {"tree_server"},  # second: what takes documents
     {"archive_needs"},  # second: who needs WAL of it
     {"archive_link"},  # second: a destination, seen from who ships
