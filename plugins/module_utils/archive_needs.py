@@ -104,7 +104,7 @@ def needs(
     unknown position, never an error.
     """
     if config.keep is None:
-        return [Need("keep", config.cluster, None, "archive_keep is not set, so all of it is kept")]
+        return [Need("keep", "the operator", None, "archive_keep is not set")]
     account = config.node.account if config.node else pwd.getpwuid(os.geteuid()).pw_name
     servers: dict[str, Callable[[], Any]] = {peer.name: partial(_to_peer, peer, account) for peer in config.peers}
     if config.node:
@@ -141,7 +141,7 @@ def answered(name: str, answer: Mapping[str, Any], system_identifier: int) -> li
     if answer["system_identifier"] != str(system_identifier):
         other = f"it belongs to another cluster, {answer['system_identifier']}, not to {system_identifier}"
         return [Need("server", name, None, other)]
-    found = [Need("server", name, parse_lsn(answer["redo"]), "it would start again from its last checkpoint, there")]
+    found = [Need("server", name, parse_lsn(answer["redo"]), "its last checkpoint begins there")]
     for slot, position in sorted((answer["slots"] or {}).items()):
         found.append(Need("slot", f"slot {slot} of {name}", parse_lsn(position), "who uses it has not confirmed more"))
     if answer["backups"]:

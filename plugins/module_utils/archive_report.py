@@ -59,6 +59,8 @@ def _wal(record: Mapping[str, Any]) -> list[str]:
     )
     lines += ["", *aligned([HEAD, *(_place_row(place) for place in places)])]
     said = [f"  {line}" for place in places for line in _said_of_place(place)]
+    cuts = [place["cut"] for place in places if place["cut"] is not None]
+    said += dict.fromkeys(f"  next cut: {cut['reason']}" for cut in cuts)  # retention cuts all at the same place
     return [*lines, *(["", *(w for line in said for w in wrapped(line))] if said else [])]
 
 
@@ -84,7 +86,7 @@ def _next_cut(place: Mapping[str, Any]) -> str:
     cut = place["cut"]
     if cut is None:
         return "unknown"
-    return f"{len(cut['remove'])} files, {size(place['cut_bytes'])}" if cut["ok"] else "none"
+    return f"{len(cut['remove'])} files, {size(place['cut_bytes'])}" if cut["remove"] else "nothing"
 
 
 def _said_of_place(place: Mapping[str, Any]) -> Iterator[str]:
@@ -99,9 +101,6 @@ def _said_of_place(place: Mapping[str, Any]) -> Iterator[str]:
         if len(sentences) > MOST:
             yield f"{name}: and {len(sentences) - MOST} more such gaps"
         yield f"{name}: {_restorable(place['backup'])}"
-    if place["cut"] is not None:
-        before = f"before segment {place['cut']['before']}" if place["cut"]["ok"] else "none"
-        yield f"{name}: next cut {before}: {place['cut']['reason']}"
     for conflict in place["conflicts"] or ():
         yield f"{name}: CONFLICT: other content came for {conflict['name']} and was kept as {conflict['path']}"
 

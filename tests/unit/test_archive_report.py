@@ -24,7 +24,7 @@ def names(*numbers: int) -> list[str]:
 
 
 def place(name: str, held: list[str], **changes: Any) -> dict[str, Any]:
-    needs = [Need("server", "db2", 3 * SIZE + 40, "it starts there")]
+    needs = [Need("server", "db2", 3 * SIZE + 40, "its last checkpoint begins there")]
     return {
         "name": name,
         "own": False,
@@ -64,20 +64,21 @@ def test_an_archive_without_a_gap() -> None:
     assert cells(lines[3]) == row
     assert lines[5:] == [
         "  nas: the oldest base backup that leads up to now is 'nightly' of 2026-11-21 12:35:01 UTC",
-        "  nas: next cut before segment 0000000000000003: db2 needs WAL from 0/3000028 on: it starts there",
+        "  next cut: db2 needs WAL from 0/3000028 on: its last checkpoint begins there",
     ]
 
 
 def test_gaps_conflicts_and_what_keeps_all_are_said() -> None:
     conflict = {"name": names(5)[0], "path": "/archive/conflicts/x"}
-    kept = cut(names(1), [Need("keep", "main", None, "archive_keep is not set")], segment_size=SIZE).as_dict()
+    kept = cut(names(1), [Need("keep", "the operator", None, "archive_keep is not set")], segment_size=SIZE).as_dict()
     lines = table(place("nas", names(1, 2, 8), backup=None, cut=kept, conflicts=[conflict], waiting_seconds=75))
     assert cells(lines[3])[1:4] == ["GAPS", names(8)[0], "0, 1 min 15 s"]
-    assert cells(lines[3])[-1] == "none"
+    assert cells(lines[3])[-1] == "nothing"
     text = "\n".join(lines)
     assert f"nas: {names(3)[0]} to {names(7)[0]} (5 segments) are lost" in text
     assert "nas: no base backup is known" in text
-    assert "nas: next cut none: nothing is removed, nobody knows from where on main needs WAL" in text
+    said = "next cut: nothing is removed, nobody knows from where on the operator needs WAL: archive_keep is not set"
+    assert said in text
     assert f"nas: CONFLICT: other content came for {names(5)[0]} and was kept as /archive/conflicts/x" in text
 
 
@@ -107,6 +108,11 @@ def test_the_store_of_the_node_itself_has_no_gaps_to_tell() -> None:
 
 
 TREE = {"name": "scans", "path": "/srv/scans", "error": None, "problems": [], "missing_days": [], "destinations": []}
+
+
+def test_why_retention_cuts_where_it_does_is_said_once() -> None:
+    lines = table(place("nas", names(*range(1, 9))), place("far", names(*range(2, 9))))
+    assert len([line for line in lines if "next cut: db2" in line]) == 1
 
 
 def test_trees() -> None:
