@@ -13,9 +13,9 @@ from __future__ import annotations
 import hashlib
 import re
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date, datetime, time, timedelta
+from datetime import date, datetime, timedelta
 from typing import NamedTuple, Optional
 
 from .shell import HotspareError
@@ -24,6 +24,7 @@ RESERVED = b".hotspare-"  # what a name at the top of a tree begins with that is
 TITLE = "hotspare manifest 1"
 _ODD = re.compile(r"[^\x20-\x5b\x5d-\x7e\xa0-\ud7ff\ue000-\U0010ffff]")  # the same for every version of Unicode
 _ESCAPE = re.compile(rb"\\x([0-9a-f]{2})")
+_HEADER = re.compile(rf"{TITLE}\npartition (.+)\nfiles ([0-9]+)\nbytes ([0-9]+)\nsha256 ([0-9a-f]{{64}})\n\n")
 _LINE = re.compile(r"([0-9a-f]{64}|-) ([0-9]+) (-?[0-9]+) ([0-7]{5,6}) (.+)")
 
 
@@ -109,9 +110,9 @@ def day_of(folder: str, pattern: str) -> Optional[date]:
     return day if day.strftime(pattern) == folder else None
 
 
-def is_open(day: date, now: float, grace: float) -> bool:
-    """Whether documents may still come into a day's folder: until `grace` seconds after its midnight (local time)."""
-    return now < datetime.combine(day + timedelta(days=1), time()).timestamp() + grace
+def first_open(now: float, grace: float) -> date:
+    """The first day into whose folder documents may still come: it goes on for `grace` s after its midnight."""
+    return datetime.fromtimestamp(now - grace).date()
 
 
 def missing_days(days: Iterable[date], today: date, skip: Sequence[int]) -> list[date]:
@@ -120,6 +121,25 @@ def missing_days(days: Iterable[date], today: date, skip: Sequence[int]) -> list
     first = min(held, default=today)
     span = (first + timedelta(days=number) for number in range((today - first).days))
     return [day for day in span if day not in held and day.weekday() not in skip]
+
+
+def due(
+    days: Mapping[str, date],
+    looked: Mapping[str, float],
+    lacking: Collection[str],
+    first_open: date,
+    turn: Optional[int],
+) -> list[str]:
+    """Which days to work on, in this order: open ones, closed ones that are not sealed, sealed ones; newest first.
+
+    looked: when each sealed day was last looked at; those that a destination is `lacking` are, and of the others the
+    `turn` (None = all) that nobody looked at for longest.
+    """
+    newest = sorted(days, key=lambda folder: days[folder], reverse=True)
+    sealed = {folder for folder in days if folder in looked and days[folder] < first_open}
+    resting = sorted(sealed - set(lacking), key=lambda folder: looked[folder])
+    chosen = sealed - set(resting[turn:] if turn is not None else ())
+    return [folder for folder in newest if folder not in sealed] + [folder for folder in newest if folder in chosen]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -157,6 +177,14 @@ def parse_line(text: str) -> Entry:
     return Entry(require_inside(unescaped(match[5])), int(match[2]), int(match[3]), int(match[4], 8), sha256)
 
 
+def look(entries: Iterable[Entry]) -> str:
+    """A digest of a listing: two that are equal need not be compared any further."""
+    found = hashlib.sha256()
+    for entry in entries:
+        found.update(b"%d %d %o %s\0" % (entry.size, entry.mtime, stat.S_IFMT(entry.mode), entry.path))
+    return found.hexdigest()
+
+
 @dataclass(frozen=True)
 class Header:
     """What a manifest says of a closed day: how many documents, their bytes, the SHA-256 of the lines that follow."""
@@ -166,9 +194,14 @@ class Header:
     bytes: int
     sha256: str
 
+    def __str__(self) -> str:
+        """As it stands above the lines."""
+        values = (f"{name} {getattr(self, name)}\n" for name in ("partition", "files", "bytes", "sha256"))
+        return f"{TITLE}\n{''.join(values)}\n"
+
 
 def header(partition: str, entries: Iterable[Entry]) -> Header:
-    """Of what a manifest with these entries begins with."""
+    """Of a manifest with these entries."""
     files, size, body = 0, 0, hashlib.sha256()
     for entry in entries:
         files, size = files + 1, size + entry.size
@@ -176,28 +209,22 @@ def header(partition: str, entries: Iterable[Entry]) -> Header:
     return Header(partition, files, size, body.hexdigest())
 
 
-def manifest(head: Header, entries: Iterable[Entry]) -> Iterator[str]:
-    """The text of a manifest, line by line."""
-    yield f"{TITLE}\npartition {head.partition}\nfiles {head.files}\nbytes {head.bytes}\nsha256 {head.sha256}\n\n"
-    yield from map(line, entries)
-
-
 def parse_header(lines: Iterator[str]) -> Header:
     """Takes the head off the lines of a manifest; ValueError when they do not begin with one."""
-    words = [next(lines, "").rstrip("\n").partition(" ") for _ in range(6)]
-    names = [name for name, _, _ in words]
-    if " ".join((words[0][0], words[0][2])) != TITLE or names[1:] != ["partition", "files", "bytes", "sha256", ""]:
-        raise ValueError(f"it does not begin as a manifest does, with {TITLE!r} and five lines more")
-    partition, files, size, sha256 = (value for _, _, value in words[1:5])
-    return Header(partition, int(files), int(size), sha256)
+    head = "".join(next(lines, "") for _ in range(6))
+    match = _HEADER.fullmatch(head)
+    if match is None:
+        raise ValueError("it does not begin as a manifest does")
+    return Header(match[1], int(match[2]), int(match[3]), match[4])
 
 
 def parse_manifest(lines: Iterator[str]) -> Iterator[Entry]:
     """The entries of a manifest; ValueError, at the end at the latest, unless it is whole and as it was written."""
     head = parse_header(lines)
+
     files, size, body = 0, 0, hashlib.sha256()
     for text in lines:
-        body.update(text.encode("utf-8", "surrogateescape"))
+        body.update(text.encode())
         entry = parse_line(text)
         files, size = files + 1, size + entry.size
         yield entry

@@ -146,6 +146,15 @@ def as_account(account: str) -> Iterator[None]:
         os.setgroups(groups)
 
 
+def become(account: str) -> None:
+    """Make the whole process the account's for good: for one that was forked to work as it. HotspareError as above."""
+    if _must_switch(account):
+        entry = _entry(account)
+        os.setgroups(os.getgrouplist(entry.pw_name, entry.pw_gid))
+        os.setgid(entry.pw_gid)
+        os.setuid(entry.pw_uid)
+
+
 def write_durably(path: str, text: str, *, mode: int = 0o600, account: str | None = None) -> bool:
     """Make `text` (UTF-8) the content of `path`, all or nothing even if the power fails; False if it was already.
 

@@ -1,18 +1,386 @@
 # Copyright: (c) 2026, hotspare contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a destination does for who ships documents to it."""
+"""What a destination does for who ships documents to it: tells what it holds, and takes what it lacks.
+
+rsync brings documents into a staging directory of the tree, .hotspare-incoming/SOURCE. From there they are linked to
+their places when their content is what was announced, and never over another file. What differs from what is there is
+kept in .hotspare-conflicts/SHA256. Names come from another host, so each one goes through `parse_line`, and no folder
+is entered through a link.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+import contextlib
+import errno
+import itertools
+import os
+import pwd
+import re
+import shlex
+import shutil
+import stat
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import TracebackType
+from typing import Any, NoReturn, Optional
 
-from .shell import HotspareError
+from .archive_config import ArchiveConfig, Tree
+from .document_tree import (
+    Entry,
+    escaped,
+    joined,
+    line,
+    link_stays,
+    look,
+    parse_line,
+    parse_manifest,
+    require_inside,
+    unescaped,
+)
+from .shell import PATH, HotspareError
+from .store import Full
+from .tree_files import (
+    WRITE,
+    Home,
+    Spool,
+    broken,
+    content,
+    days,
+    make_copy,
+    make_durable,
+    place,
+    walk,
+)
+from .wire import Reply, Stream
 
-OPS: dict[str, Callable[[Any, Mapping[str, Any]], Any]] = {}  # as archive_server.OPS; comes within the hour
+STAGING = b".hotspare-incoming"
+EVIDENCE = b".hotspare-conflicts"
+LOCK_SECONDS = 60  # another source is given that long to have its batch taken
+LINES = 1000  # in one chunk
+NAMES = 100  # told of what a day lacks
+_SOURCE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+_FLAGS = re.compile(r"-[OptR]+(e[A-Za-z0-9.]*)?")  # modes, times, whole paths; and what both ends can do
 
 
-def rsync(config: Any, command: str) -> int:
-    """Receive into the staging directory of a tree, as SSH_ORIGINAL_COMMAND wants it; refuses anything else."""
-    raise HotspareError(f"{command!r} is not the rsync of a tree: run site.yml, which brings the same to all hosts")
+class Copy:
+    """A tree of this host, as a request names it; HotspareError when it is not ours to change."""
+
+    def __init__(self, config: ArchiveConfig, name: str) -> None:
+        self.tree: Tree = config.tree(name)
+        self.root = os.fsencode(self.tree.path)
+        self.home = Home(config.directory, name)
+        account = pwd.getpwuid(os.geteuid()).pw_name
+        if account != self.tree.account:
+            raise HotspareError(
+                f"the tree {name} of {config.name} belongs to {self.tree.account}, not to {account}: see archive_trees"
+            )
+        if not os.path.isdir(self.root):
+            raise HotspareError(f"{self.tree.path} of {config.name} is not there: mount it, or run site.yml")
+        if not os.path.isdir(self.home.path):
+            raise HotspareError(f"{self.home.path} of {config.name} is not there: run site.yml, which makes it")
+        # An archive host is never a primary. A node says itself what it is, by its timer.
+        if config.node is None and not os.path.exists(self.home.modes):
+            make_copy(self.root, self.home, lambda path, reason: None)
+        self.read_only = os.path.exists(self.home.modes)
+
+    def listing(self, partition: str) -> Iterator[Entry]:
+        """What a day's folder holds; "" is all that is in none. HotspareError, also for what may not be read."""
+        leave = () if partition else days(self.root, self.tree.partition)
+        return walk(self.root, unescaped(partition), leave=leave, refuse=self._unreadable)
+
+    def staging(self, source: str) -> bytes:
+        """Where rsync brings what `source` ships."""
+        if not _SOURCE.fullmatch(source):
+            raise HotspareError(f"{source!r} is not the name of a node or an archive host")
+        return place(self.root, os.path.join(STAGING, source.encode()))
+
+    def path(self, entry: Entry) -> bytes:
+        return place(self.root, entry.path)
+
+    def evidence(self, entry: Entry) -> bytes:
+        """Where content lies whose place is taken by other content; relative to the top."""
+        return os.path.join(EVIDENCE, entry.sha256.encode(), entry.path)
+
+    def holds(self, entry: Entry) -> Optional[bool]:
+        """Whether a document is there with this content, which is read; None when nothing is in its place."""
+        try:
+            self.require_no_link(os.path.dirname(entry.path))
+            status = os.lstat(self.path(entry))
+            if (status.st_size, stat.S_IFMT(status.st_mode)) != (entry.size, stat.S_IFMT(entry.mode)):
+                return False
+            return content(self.path(entry)) == entry.sha256
+        except FileNotFoundError:
+            return None
+        except NotADirectoryError:
+            return False
+        except OSError as error:
+            raise broken(self.root, entry.path, error) from error
+
+    def require_no_link(self, folder: bytes) -> None:
+        """NotADirectoryError when a part of its path is a link."""
+        if os.path.realpath(place(self.root, folder)) != os.path.normpath(place(os.path.realpath(self.root), folder)):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), folder)
+
+    def _unreadable(self, path: bytes, reason: str) -> None:
+        if "read" in reason:
+            raise HotspareError(f"{escaped(place(self.root, path))} {reason}: give it to {self.tree.account}")
+
+
+class Opened:
+    """Folders of a tree that are written to for a while, made where they are missing; then they are what they were.
+
+    `modes` are those that new folders have on the original. In a read-only copy none keeps its write bits.
+    """
+
+    def __init__(self, copy: Copy, modes: Mapping[bytes, int]) -> None:
+        self._copy, self._root, self._modes = copy, copy.root, modes
+        self._after: dict[bytes, int] = {}
+
+    def __enter__(self) -> Opened:
+        return self
+
+    def __exit__(
+        self, kind: Optional[type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
+    ) -> None:
+        for folder in reversed(self._after):
+            os.chmod(place(self._root, folder), self._after[folder])
+
+    def open(self, folder: bytes) -> None:
+        """NotADirectoryError when something else is in its place."""
+        if folder in self._after:
+            return
+        try:
+            self._copy.require_no_link(folder)
+            mode = os.lstat(place(self._root, folder)).st_mode
+            if not stat.S_ISDIR(mode):
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), folder)
+            if not mode & stat.S_IWUSR:
+                os.chmod(place(self._root, folder), stat.S_IMODE(mode) | stat.S_IRWXU)
+        except FileNotFoundError:
+            self.open(os.path.dirname(folder))
+            os.mkdir(place(self._root, folder), 0o700)
+            mode = self._modes.get(folder, 0o755)
+        self._after[folder] = stat.S_IMODE(mode & ~WRITE if self._copy.read_only else mode)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Transfer
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def rsync(config: ArchiveConfig, command: str) -> NoReturn:
+    """Become the receiving rsync of a staging directory, as SSH_ORIGINAL_COMMAND wants it; HotspareError."""
+    argv, copy, staging = receiver(config, command)
+    with _explained(copy), copy.home.lock("accept", LOCK_SECONDS), Opened(copy, {}) as folders:
+        folders.open(b"")
+        os.makedirs(staging, mode=0o700, exist_ok=True)
+    os.umask(0o077)
+    os.execve("/usr/bin/rsync", argv, {"PATH": PATH, "LC_ALL": "C"})
+
+
+def receiver(config: ArchiveConfig, command: str) -> tuple[list[str], Copy, bytes]:
+    """What to run for `rsync ... HOST:TREE/SOURCE`; it may receive files and folders there, and nothing else."""
+    words = shlex.split(command)
+    flags, target = words[2:-2], "".join(words[-1:])
+    allowed = [word for word in flags if _FLAGS.fullmatch(word) or word == "--partial"]
+    name, _, source = target.partition("/")
+    if words[:2] != ["rsync", "--server"] or words[-2:-1] != ["."] or flags != allowed or not source:
+        raise HotspareError(f"{command!r} is not the rsync of a document tree: run site.yml, which updates all hosts")
+    copy = Copy(config, name)
+    staging = copy.staging(source)
+    return ["rsync", "--server", *flags, ".", os.fsdecode(staging)], copy, staging
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Operations: each names a `tree`; entries are lines of a listing
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _look(copy: Copy, request: Mapping[str, Any], payload: Iterable[bytes]) -> Reply:
+    """The digest of the listing of a `partition`."""
+    return {"look": look(copy.listing(str(request["partition"])))}
+
+
+def _list(copy: Copy, request: Mapping[str, Any], payload: Iterable[bytes]) -> Reply:
+    """The listing of a `partition`."""
+    return Stream(_chunks(map(line, copy.listing(str(request["partition"])))))
+
+
+def _compare(copy: Copy, request: Mapping[str, Any], payload: Iterable[bytes]) -> Reply:
+    """What each of the `entries` is here: missing, same, different, or kept (as different before).
+
+    With `adjust` the time of what is the same becomes that of the source, so that it is the same at a glance.
+    """
+    return {"states": [_state(copy, entry, bool(request["adjust"])) for entry in map(parse_line, request["entries"])]}
+
+
+def _accept(copy: Copy, request: Mapping[str, Any], payload: Iterable[bytes]) -> Reply:
+    """Take the `entries` that `source` has staged: new, same, different (and kept), or changed (not as announced).
+
+    `targets` of links and modes of `folders` by path. What is told is durable.
+    """
+    entries = [parse_line(text) for text in request["entries"]]
+    targets = {unescaped(path): unescaped(target) for path, target in request["targets"].items()}
+    modes = {require_inside(unescaped(path)): int(mode) for path, mode in request["folders"].items()}
+    staging = copy.staging(str(request["source"]))
+    with _explained(copy), copy.home.lock("accept", LOCK_SECONDS):
+        for entry in entries:
+            if stat.S_ISLNK(entry.mode):
+                _stage_link(staging, entry, targets[entry.path])
+        arrived = [entry for entry in entries if _has_arrived(staging, entry)]
+        if copy.read_only:
+            new = [(mode, path) for path, mode in modes.items() if not os.path.exists(place(copy.root, path))]
+            copy.home.note_modes([*new, *((entry.mode, entry.path) for entry in arrived if entry.mode & WRITE)])
+        for entry in arrived:
+            _dress(staging, entry, copy.read_only)
+        make_durable(copy.root)  # content, before it has its names
+        with Opened(copy, modes) as folders:
+            outcomes = {entry.path: _link(copy, staging, entry, folders) for entry in arrived}
+        make_durable(copy.root)
+    return {"outcomes": [outcomes.get(entry.path, "changed") for entry in entries]}
+
+
+def _manifests(copy: Copy, request: Mapping[str, Any], payload: Iterable[bytes]) -> Reply:
+    """The sealed days: SHA-256 and partition of each."""
+    return Stream(_chunks(f"{head.sha256} {name}\n" for name, head in sorted(copy.home.manifests().items())))
+
+
+def _seal(copy: Copy, request: Mapping[str, Any], payload: Iterable[bytes]) -> Reply:
+    """Take the manifest of a `partition` (payload), if all that it names is here: it is read for that.
+
+    Nor may it contradict the one that is here. Else `lacking` says what keeps it from that.
+    """
+    partition = str(request["partition"])
+    require_inside(unescaped(partition))
+    with Spool() as text, Spool() as entries, copy.home.lock("accept", LOCK_SECONDS):
+        for chunk in payload:
+            text.add(chunk)
+        lacking = []
+        for entry, before in joined(parse_manifest(text.lines()), copy.home.sealed(partition)):
+            if before is not None and not (entry is not None and entry.same_content(before)):
+                lacking.append(f"{escaped(before.path)} is another one in the manifest that is there")
+            elif entry is not None and not copy.holds(entry):
+                lacking.append(f"{escaped(entry.path)} is not there as it was sealed")
+            elif entry is not None:
+                entries.add(line(entry).encode())
+        if not lacking:
+            copy.home.seal(partition, entries)
+    return {"sealed": not lacking, "lacking": len(lacking), "names": lacking[:NAMES]}
+
+
+def _finish(copy: Copy, request: Mapping[str, Any], payload: Iterable[bytes]) -> Reply:
+    """The end of a run of `source`, which shipped all it had at `complete` (or null): what is left over goes."""
+    source = str(request["source"])
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(copy.staging(source))
+    if request["complete"]:
+        copy.home.note_complete(source, str(request["complete"]))
+    return {}
+
+
+def _handler(
+    act: Callable[[Copy, Mapping[str, Any], Iterable[bytes]], Reply],
+) -> Callable[[Any, Mapping[str, Any]], Reply]:
+    def handle(server: Any, request: Mapping[str, Any]) -> Reply:
+        return act(Copy(server.config, str(request["tree"])), request, server.payload or ())
+
+    return handle
+
+
+OPS = {
+    f"tree_{name}": _handler(act)
+    for name, act in {
+        "look": _look,
+        "list": _list,
+        "compare": _compare,
+        "accept": _accept,
+        "manifests": _manifests,
+        "seal": _seal,
+        "finish": _finish,
+    }.items()
+}
+
+
+def _state(copy: Copy, entry: Entry, adjust: bool) -> str:
+    held = copy.holds(entry)
+    if held is None:
+        return "missing"
+    if held:
+        if adjust:
+            _set_time(copy.path(entry), entry)
+        return "same"
+    return "kept" if os.path.lexists(place(copy.root, copy.evidence(entry))) else "different"
+
+
+def _stage_link(staging: bytes, entry: Entry, target: bytes) -> None:
+    """Made here: an rsync that may bring links may bring any."""
+    path = os.path.join(staging, entry.path)
+    if not link_stays(entry.path, target):
+        raise HotspareError(f"the link {escaped(entry.path)} leads out of the tree: it is not taken")
+    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+    os.symlink(target, path)
+
+
+def _has_arrived(staging: bytes, entry: Entry) -> bool:
+    """Whether what is staged is what was announced; what is not goes."""
+    path = os.path.join(staging, entry.path)
+    try:
+        if content(path) == entry.sha256:
+            return True
+        os.unlink(path)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    return False
+
+
+def _dress(staging: bytes, entry: Entry, read_only: bool) -> None:
+    """Its time, and its mode here; who ships from a copy has no write bits to send."""
+    path = os.path.join(staging, entry.path)
+    _set_time(path, entry)
+    if not stat.S_ISLNK(entry.mode):
+        os.chmod(path, stat.S_IMODE(entry.mode & ~WRITE if read_only else entry.mode | stat.S_IWUSR))
+
+
+def _set_time(path: bytes, entry: Entry) -> None:
+    os.utime(path, ns=(entry.mtime, entry.mtime), follow_symlinks=False)
+
+
+def _link(copy: Copy, staging: bytes, entry: Entry, folders: Opened) -> str:
+    """Give what is staged its name; what happened."""
+    staged = os.path.join(staging, entry.path)
+    try:
+        folders.open(os.path.dirname(entry.path))
+        os.link(staged, copy.path(entry), follow_symlinks=False)
+        outcome = "new"
+    except (FileExistsError, NotADirectoryError):
+        outcome = "same" if copy.holds(entry) else "different"
+        if outcome == "same":
+            _set_time(copy.path(entry), entry)
+        else:
+            folders.open(os.path.dirname(copy.evidence(entry)))
+            with contextlib.suppress(FileExistsError):
+                os.link(staged, place(copy.root, copy.evidence(entry)), follow_symlinks=False)
+    os.unlink(staged)
+    return outcome
+
+
+def _chunks(lines: Iterable[str]) -> Iterator[bytes]:
+    left = iter(lines)
+    while batch := list(itertools.islice(left, LINES)):
+        yield "".join(batch).encode()
+
+
+@contextlib.contextmanager
+def _explained(copy: Copy) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        where = escaped(os.fsencode(error.filename)) if error.filename else copy.tree.path
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise Full(f"no room for {where} ({error.strerror}): make some; it is sent again") from error
+        raise HotspareError(
+            f"cannot store {where}: {error.strerror}; see that {copy.tree.account} owns what is in {copy.tree.path}, "
+            "and that its file system has hard links"
+        ) from error

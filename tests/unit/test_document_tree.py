@@ -14,13 +14,14 @@ from ansible_collections.hotspare.postgresql.plugins.module_utils import documen
 from ansible_collections.hotspare.postgresql.plugins.module_utils.document_tree import (
     Entry,
     day_of,
+    due,
     escaped,
+    first_open,
     header,
-    is_open,
     joined,
     line,
     link_stays,
-    manifest,
+    look,
     missing_days,
     parse_line,
     parse_manifest,
@@ -116,12 +117,22 @@ def test_a_folder_that_only_looks_like_a_day():
 
 def test_yesterday_is_open_until_the_grace_is_over():
     midnight = datetime(2026, 11, 21).timestamp()
-    day = date(2026, 11, 20)
-    assert is_open(day, midnight - 1, 0)
-    assert not is_open(day, midnight, 0)
-    assert is_open(day, midnight + 7199, 7200)
-    assert not is_open(day, midnight + 7200, 7200)
-    assert is_open(date(2026, 11, 22), midnight, 0)  # tomorrow's folder, early
+    assert first_open(midnight - 1, 0) == date(2026, 11, 20)
+    assert first_open(midnight, 0) == date(2026, 11, 21)
+    assert first_open(midnight + 7199, 7200) == date(2026, 11, 20)
+    assert first_open(midnight + 7200, 7200) == date(2026, 11, 21)
+
+
+def test_days_are_worked_on_newest_first_and_sealed_ones_in_turn():
+    days = {f"2026-11-{number}": date(2026, 11, number) for number in range(10, 22)}
+    looked = {f"2026-11-{number}": float(number) for number in range(10, 16)}
+    looked["2026-11-21"] = 1.0  # sealed by a clock that was wrong
+    unsealed = [f"2026-11-{number}" for number in range(21, 15, -1)]
+    open_day = date(2026, 11, 20)
+    assert due(days, looked, [], open_day, 0) == unsealed
+    assert due(days, looked, [], open_day, 2) == [*unsealed, "2026-11-11", "2026-11-10"]
+    assert due(days, looked, ["2026-11-14", "gone"], open_day, 1) == [*unsealed, "2026-11-14", "2026-11-10"]
+    assert due(days, looked, [], open_day, None) == sorted(days, reverse=True)
 
 
 @given(st.sets(st.integers(0, 60)), st.sets(st.integers(0, 6)))
@@ -131,9 +142,7 @@ def test_missing_days_are_those_nobody_wrote(days, skip):
     held = {start + timedelta(days=number) for number in days}
     found = missing_days(held, today, sorted(skip))
     span = [start + timedelta(days=number) for number in range(60)]
-    assert found == [
-        day for day in span if held and min(held) < day and day not in held and day.weekday() not in skip
-    ]
+    assert found == [day for day in span if held and min(held) < day and day not in held and day.weekday() not in skip]
 
 
 # --- listings --------------------------------------------------------------------------------------------------------
@@ -153,15 +162,26 @@ def test_joined_listings_are_what_a_dictionary_would_say(listings):
     assert rows == [tuple(held.get(path) for held in by_path) for path in paths]
 
 
+@given(LISTING, LISTING)
+def test_equal_looks_are_equal_listings(one, other):
+    seen = [[(entry.path, entry.size, entry.mtime, entry.mode & 0o170000) for entry in side] for side in (one, other)]
+    assert (look(one) == look(other)) is (seen[0] == seen[1])
+    assert look(one) == look(entry._replace(sha256="") for entry in one)
+
+
+def manifest(entries):
+    return str(header("2026/11/20", entries)) + "".join(map(line, entries))
+
+
 @given(LISTING)
 def test_a_manifest_is_what_was_sealed(entries):
-    text = "".join(manifest(header("2026/11/20", entries), entries))
+    text = manifest(entries)
     assert list(parse_manifest(io.StringIO(text, newline="\n"))) == entries
 
 
 @given(LISTING.filter(bool), st.data())
 def test_a_manifest_that_was_touched_is_refused(entries, data):
-    text = "".join(manifest(header("2026/11/20", entries), entries)).encode()
+    text = manifest(entries).encode()
     begin = text.index(b"\n\n") + 2
     place = data.draw(st.integers(begin, len(text) - 1))
     touched = text[:place] + bytes([text[place] ^ 1]) + text[place + 1 :]
