@@ -16,6 +16,7 @@ import pwd
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any, Optional
 
 from . import store
@@ -51,7 +52,7 @@ class Server:
     position: int
     identity: Identity
 
-    @property
+    @cached_property
     def spans(self) -> list[Span]:
         """Which segments belong to its history, by timeline."""
         return chain(self.timeline, self.history, self.identity.segment_size)

@@ -24,13 +24,13 @@ from .archive import COMPRESSED_KINDS, Entry
 from .archive_config import ArchiveConfig
 from .archive_gaps import gaps
 from .archive_link import Digest
-from .archive_needs import Backup, needs, parse_backup
+from .archive_needs import Backup, needs, oldest_restorable, parse_backup
 from .archive_retention import NUMBERED, Cut, cut
 from .records import listed
 from .server import read_text
 from .shell import HotspareError
 from .store import Conflict, Full
-from .wal import format_lsn, parse_segment_name
+from .wal import format_lsn
 from .wal_file import BadWal, kind
 from .wal_holders import Archived, Holder, Look, Server, look, read_server, stray
 from .wire import Unreachable
@@ -73,14 +73,6 @@ def odd(digests: Mapping[str, Mapping[str, Digest]]) -> dict[str, list[str]]:
             if tied or sha256 != ranks[0][0]:
                 found[holder].append(name)
     return found
-
-
-def usable(backups: Iterable[Backup], complete_from: Optional[str], segment_size: int) -> Optional[Backup]:
-    """The oldest base backup from which an archive leads up to now: it begins where the archive has no gap. (Pure.)"""
-    if complete_from is None:
-        return None
-    first = parse_segment_name(complete_from, segment_size).start_lsn
-    return min((b for b in backups if b.start_lsn >= first), key=lambda b: b.start_lsn, default=None)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -180,7 +172,6 @@ class _Work:
             "bytes": self.bytes,
             "seconds": round(self.seconds, 3),
             "rate": round(self.bytes / self.seconds) if self.bytes and self.seconds else None,
-            "names": self.names,
             **more,
         }
 
@@ -205,7 +196,7 @@ def _ship(seen: Look, found: Cut, check_mode: bool) -> dict[str, Any]:
                 break
     return _result(
         seen,
-        [work.record(sources=dict(work.sources), conflicts=work.conflicts) for work in works],
+        [work.record(sources=dict(work.sources), conflicts=work.conflicts, names=work.names) for work in works],
         [*problems, *(conflict for work in works for conflict in work.conflicts)],
         strays=sorted({n for archive in seen.archives for n in archive.held if seen.server and stray(n, seen.server)}),
     )
@@ -348,7 +339,7 @@ def _prune(seen: Look, found: Cut, check_mode: bool) -> dict[str, Any]:
         for name in gone:
             work.did(name, archive.held.pop(name))
     refused = [found.reason] if seen.config.keep and not found.ok else []
-    return _result(seen, [work.record() for work in works], refused, cut=found.as_dict())
+    return _result(seen, [work.record(names=work.names) for work in works], refused, cut=found.as_dict())
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -402,6 +393,7 @@ def _place(
     )
     if archive.own:
         return record  # nothing is shipped to it from here
+    others = [holder for holder in seen.holders if holder is not archive]
     report = gaps(
         archive.held,
         histories,
@@ -409,10 +401,11 @@ def _place(
         timeline=timeline,
         position=seen.server.position if seen.server else None,
         ready=seen.ready,
-        elsewhere={name for holder in seen.holders if holder is not archive for name in holder.held},
+        elsewhere={name for holder in others for name in holder.held},
+        silent=[holder.name for holder in others if holder.error],
     )
-    there = {name: backup for name, backup in backups.items() if name in archive.held}
-    oldest = usable(there.values(), report.complete_from, seen.identity.segment_size)
+    there = [backup for name, backup in backups.items() if name in archive.held]
+    oldest = oldest_restorable(report, there, seen.identity.segment_size)
     record.update(
         gaps=report.as_dict(), waiting_seconds=_waiting(seen, archive, found), backup=asdict(oldest) if oldest else None
     )

@@ -319,8 +319,8 @@ def _diff(records: Iterable[dict[str, Any]], state: str) -> list[dict[str, str]]
     """Takes the names out of the records: they may be many."""
     found = []
     for record in records:
-        text = "".join(f"{name}\n" for name in record.pop("names", []))
-        if text and state in ("present", "pruned"):
+        text = "".join(f"{name}\n" for name in record.pop("names"))
+        if text:
             before, after = ("", text) if state == "present" else (text, "")
             headers = {"before_header": record["name"], "after_header": record["name"]}
             found.append({**headers, "before": before, "after": after})
@@ -344,8 +344,9 @@ def main() -> None:
         result = (_trees if params["kind"] == "tree" else _wal)(config, params, module.check_mode)
     except HotspareError as error:
         module.fail_json(msg=error.message, **error.facts)
-    records = result.get("destinations") or [one for tree in result.get("trees", []) for one in tree["destinations"]]
-    result["diff"] = _diff(records, params["state"])
+    if params["state"] in ("present", "pruned"):
+        records = [record for one in result.get("trees", [result]) for record in one["destinations"]]
+        result["diff"] = _diff(records, params["state"])
     for warning in result.pop("warnings", []):
         module.warn(warning)
     if result["problems"] and params["state"] != "checked":

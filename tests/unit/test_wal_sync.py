@@ -19,7 +19,6 @@ from ansible_collections.hotspare.postgresql.plugins.module_utils.archive_config
     parse_archive_config,
 )
 from ansible_collections.hotspare.postgresql.plugins.module_utils.archive_link import Digest
-from ansible_collections.hotspare.postgresql.plugins.module_utils.archive_needs import parse_backup
 from ansible_collections.hotspare.postgresql.plugins.module_utils.archive_retention import Need
 from ansible_collections.hotspare.postgresql.plugins.module_utils.shell import HotspareError
 from ansible_collections.hotspare.postgresql.plugins.module_utils.wal import MIB, HistoryEntry, segment_name
@@ -146,14 +145,6 @@ def test_the_odd_one_is_told_where_there_is_a_majority() -> None:
     assert wal_sync.odd({"x": {"f": a}, "y": {"f": b}}) == {"x": ["f"], "y": ["f"]}
     assert wal_sync.odd({"x": {"f": a}, "y": {}, "z": {"f": unread}}) == {"x": [], "y": [], "z": []}
     assert wal_sync.odd({"x": {"f": unread}}) == {"x": []}
-
-
-def test_the_oldest_backup_after_the_last_gap_can_be_used() -> None:
-    backup = parse_backup(BACKUP)
-    older, newer = replace(backup, start_lsn=backup.start_lsn - MIB), replace(backup, start_lsn=backup.start_lsn + MIB)
-    assert wal_sync.usable([newer, backup, older], name(32), MIB) == backup
-    assert wal_sync.usable([older], name(32), MIB) is None
-    assert wal_sync.usable([backup], None, MIB) is None
 
 
 # --- ship
