@@ -151,14 +151,15 @@ class LocalDestination(Destination):
             raise Unreachable(f"{place.directory} of {place.name} is not there: mount it, or make it and run site.yml")
         self.name = place.name
         self._config = config
+        self._identity: Optional[Identity] = None
         self._archive = Archive(place.directory, compression=config.compression)
 
     def hello(self) -> dict[str, Any]:
         return hello(self.name, self._archive)
 
     def put(self, name: str, path: str) -> Stored:
-        if self._archive.identity() is None:
-            self._archive.establish(**asdict(identity_of(self._config)))
+        self._identity = self._identity or identity_of(self._config)
+        self._archive.establish(**asdict(self._identity))
         return self._archive.put(name, path)
 
     def has(self, names: Iterable[str]) -> dict[str, Entry]:
@@ -238,7 +239,7 @@ def trouble(place: Place, said: str, noticed: Broken) -> Unreachable:
             "which reads its key; if it was not, somebody else answers there",
             **facts,
         )
-    if "Permission denied" in said:
+    if "Permission denied (" in said:  # and the methods that were tried
         return Refused(
             f"{place} does not let us in with the key {place.identity}: run site.yml, which authorizes it there",
             **facts,
@@ -281,8 +282,7 @@ class SshDestination(Destination):
         return self.call("hello")
 
     def put(self, name: str, path: str) -> Stored:
-        if self._identity is None:
-            self._identity = identity_of(self._config)
+        self._identity = self._identity or identity_of(self._config)
         check = Check(name, **asdict(self._identity))
         encoding = self._config.compression if check.kind in COMPRESSED_KINDS else "none"
         with contextlib.closing(encoded(checked(source(path), check), encoding)) as chunks:
@@ -309,8 +309,16 @@ class SshDestination(Destination):
     def conflicts(self) -> list[dict[str, Any]]:
         return list(self._records("conflicts"))
 
-    def call(self, op: str, *, wait: Optional[float] = None, **arguments: Any) -> dict[str, Any]:
-        return self._ask({**arguments, "op": op}, wait=wait)
+    def call(
+        self, op: str, *, wait: Optional[float] = None, upload: Optional[Iterable[bytes]] = None, **arguments: Any
+    ) -> dict[str, Any]:
+        """Also with a payload that goes there."""
+        return self._ask({**arguments, "op": op}, upload=(upload, dict) if upload is not None else None, wait=wait)
+
+    def stream(self, op: str, *, wait: Optional[float] = None, **arguments: Any) -> Iterator[bytes]:
+        """The payload that such an operation answers with."""
+        self._ask({**arguments, "op": op}, wait=wait)
+        return self._chunks()
 
     def close(self) -> None:
         self._end()
@@ -354,7 +362,11 @@ class SshDestination(Destination):
         for batch in [None] if names is None else _batches(names):
             self._ask({"op": op} if batch is None else {"op": op, "names": batch})
             for chunk in self._chunks():
-                yield from json.loads(chunk)
+                try:
+                    records = json.loads(chunk)
+                except ValueError as error:
+                    raise Unreachable(f"{self._place} answers {op} by what is no JSON: {error}") from error
+                yield from records
 
     @contextlib.contextmanager
     def _talking(self, *, reading: bool = False) -> Iterator[Channel]:

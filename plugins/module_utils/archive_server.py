@@ -14,50 +14,41 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass, field
-from typing import IO, Any, Optional, Union
+from dataclasses import asdict, astuple
+from typing import IO, Any, Optional
 
-from . import store
+from . import store, tree_server
 from .archive import SUFFIXES, Archive, Entry
 from .archive_config import ArchiveConfig, read_archive_config
 from .archive_link import digest_of, hello
 from .shell import HotspareError
 from .version import VERSION
-from .wire import PROTOCOL, Broken, Channel, Missing, Payload, failure
+from .wire import PROTOCOL, Broken, Channel, Missing, Payload, Reply, Stream, failure
 
 RECORDS = 1000  # in one chunk
-
-
-@dataclass(frozen=True)
-class Stream:
-    """A reply that a payload follows."""
-
-    chunks: Iterable[bytes]
-    facts: Mapping[str, Any] = field(default_factory=dict)
-
-
-Reply = Union[Mapping[str, Any], Stream]
 
 
 def serve(config_path: str, stdin: IO[bytes], stdout: IO[bytes]) -> int:
     """Be the forced command: answer until the other end has gone; the exit code."""
     command = os.environ.get("SSH_ORIGINAL_COMMAND", "")
-    channel = Channel(stdin.fileno(), stdout.fileno())
+    channel = None if command else Channel(stdin.fileno(), stdout.fileno())
     try:
-        if command:
-            raise HotspareError(f"this key is for the archive only, not for {command!r}")
-        server = Server(read_archive_config(config_path), channel)
+        config = read_archive_config(config_path)
+        if channel is not None:
+            Server(config, channel).serve()
+            return 0
+        if command.startswith("rsync --server "):
+            return tree_server.rsync(config, command)
+        raise HotspareError(f"this key is for the archive only, not for {command!r}")
     except HotspareError as error:
-        sys.stderr.write(f"{error.message}\n")
-        with contextlib.suppress(Broken):
-            channel.send(failure(error))
-        return 1
-    try:
-        server.serve()
+        problem = error.message
+        if channel is not None:
+            with contextlib.suppress(Broken):
+                channel.send(failure(error))
     except Broken as error:
-        sys.stderr.write(f"the connection broke: {error}\n")
-        return 1
-    return 0
+        problem = f"the connection broke: {error}"
+    sys.stderr.write(f"{problem}\n")
+    return 1
 
 
 class Server:
@@ -153,6 +144,8 @@ def _get(server: Server, request: Mapping[str, Any]) -> Reply:
 
 
 def _remove(server: Server, request: Mapping[str, Any]) -> Reply:
+    if server.config.keep is None:
+        raise HotspareError("archive_keep of that host does not let anything be removed: set it and run site.yml")
     return Stream(_chunks(server.archive.remove(map(str, request["names"]))))
 
 
@@ -169,6 +162,7 @@ OPS: dict[str, Callable[[Server, Mapping[str, Any]], Reply]] = {
     "get": _get,
     "remove": _remove,
     "conflicts": _conflicts,
+    **tree_server.OPS,
 }
 
 

@@ -12,13 +12,13 @@ reply     {"ok": true, ...}, or {"ok": false, "code": ..., "message": a sentence
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
-import struct
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Optional
+from dataclasses import dataclass, field
+from typing import Any, Optional, Union
 
 from .shell import HotspareError
 from .store import Conflict, Full
@@ -26,16 +26,17 @@ from .wal import MIB
 from .wal_file import BadWal
 
 PROTOCOL = 1
-# Less than 2^24, so that a length begins with NUL: text that a shell says before us is never taken for a message.
-MESSAGE_BYTES = 16 * MIB - 1
+LENGTH_BYTES = 4
+MESSAGE_BYTES = 16 * MIB - 1  # so a length begins with NUL: text that a shell says before us is not taken for one
 CHUNK_BYTES = MIB
 SILENCE_SECONDS = 60.0  # an fsync may take that long on a bad day
+SAID_BYTES, SAID_SECONDS = 200, 0.1  # of what is no message
 END, GIVEN_UP = 0, 0xFFFFFFFF
 
 # What went wrong, and the exit code of archive_command for it: 1 to 125, or PostgreSQL would end its archiver.
 CODES = {"conflict": 10, "invalid": 11, "unreachable": 12, "full": 13, "busy": 14, "other": 20}
 
-_LENGTH = struct.Struct(">I")
+CUT_OFF = "it ended in the middle of what it said"
 
 
 class Broken(Exception):
@@ -102,6 +103,17 @@ def failed(reply: Mapping[str, Any], where: str = "") -> HotspareError:
     return error
 
 
+@dataclass(frozen=True)
+class Stream:
+    """A reply that a payload follows."""
+
+    chunks: Iterable[bytes]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+Reply = Union[Mapping[str, Any], Stream]
+
+
 class Channel:
     """One end of it; `silence`: seconds after which the other end is given up while it owes us something."""
 
@@ -115,18 +127,19 @@ class Channel:
         text = json.dumps(message, default=str).encode()
         if len(text) > MESSAGE_BYTES:
             raise HotspareError(f"a message of {len(text)} bytes is too long: ask for less at once")
-        self._write(_LENGTH.pack(len(text)) + text)
+        self._write(_length(len(text)) + text)
 
     def receive(self, wait: Optional[float] = None) -> Optional[dict[str, Any]]:
         """The next message, which is waited for as long as said; None when there will be no more. Broken."""
-        head = self._read(_LENGTH.size, wait)
+        head = self._read(LENGTH_BYTES, wait)
         if not head:
             return None
-        length = self._length(head)
-        if length > MESSAGE_BYTES:
+        if head[0]:
             raise Garbage(self._said(head))
+        if len(head) < LENGTH_BYTES:
+            raise Broken(CUT_OFF)
         try:
-            message = json.loads(self._whole(length))
+            message = json.loads(self._whole(int.from_bytes(head, "big")))
         except ValueError as error:
             raise Broken(f"its message is no JSON: {error}") from error
         if not isinstance(message, dict):
@@ -151,13 +164,13 @@ class Channel:
             for chunk in chunks:
                 for start in range(0, len(chunk), CHUNK_BYTES):
                     part = chunk[start : start + CHUNK_BYTES]
-                    self._write(_LENGTH.pack(len(part)) + part)
+                    self._write(_length(len(part)) + part)
             end, last = END, trailer()
             error = None
         except HotspareError as found:
             end, last = GIVEN_UP, failure(found)
             error = found
-        self._write(_LENGTH.pack(end))
+        self._write(_length(end))
         self.send(last)
         return error
 
@@ -167,7 +180,7 @@ class Channel:
 
     def chunk(self) -> Optional[bytes]:
         """The next one of a payload, None after the last; Broken, or what the sender gave it up for."""
-        length = self._length(self._whole(_LENGTH.size))
+        length = int.from_bytes(self._whole(LENGTH_BYTES), "big")
         if length == END:
             return None
         if length == GIVEN_UP:
@@ -176,15 +189,10 @@ class Channel:
             raise Broken(f"it sends {length} bytes at once, more than the {CHUNK_BYTES} that are allowed")
         return self._whole(length)
 
-    @staticmethod
-    def _length(head: bytes) -> int:
-        (length,) = _LENGTH.unpack(head)
-        return int(length)
-
     def _whole(self, size: int) -> bytes:
         data = self._read(size, self._silence)
         if len(data) < size:
-            raise Broken("it ended in the middle of what it said")
+            raise Broken(CUT_OFF)
         return data
 
     def _read(self, size: int, wait: Optional[float]) -> bytes:
@@ -222,17 +230,11 @@ class Channel:
             raise Broken(f"it was silent for {wait:g} s")
 
     def _said(self, head: bytes) -> str:
-        """Text that is no message, as far as it is there already."""
+        """Text that is no message, as far as it is there already; up to the NUL of a message behind it."""
         said = head
-        deadline = time.monotonic() + 1
-        while len(said) < 200 and time.monotonic() < deadline:
-            try:
-                more = self._read(1, 0.1)
-            except Broken:
-                break
-            if not more:
-                break
-            said += more
+        with contextlib.suppress(Broken):
+            while len(said) < SAID_BYTES and (more := self._read(1, SAID_SECONDS)) not in (b"", b"\0"):
+                said += more
         return said.decode(errors="replace").strip()
 
 
@@ -256,3 +258,7 @@ class Payload:
                 self.done = True
             else:
                 yield chunk
+
+
+def _length(count: int) -> bytes:
+    return count.to_bytes(LENGTH_BYTES, "big")

@@ -10,15 +10,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 from ansible_collections.hotspare.postgresql.plugins.module_utils import archive_link
-from ansible_collections.hotspare.postgresql.plugins.module_utils.archive import Identity
 from ansible_collections.hotspare.postgresql.plugins.module_utils.archive_config import (
     ArchiveConfig,
     parse_archive_config,
 )
 from ansible_collections.hotspare.postgresql.plugins.module_utils.archive_link import SshDestination
-
-from .wal_pages import SYSTEM
 
 CONFIG: dict[str, Any] = {
     "name": "db1",
@@ -57,16 +55,23 @@ def config(**changes: Any) -> ArchiveConfig:
 
 
 def other_end(directory: Path, **changes: Any) -> list[str]:
-    """The command that is a destination which keeps its archive in `directory`."""
+    """The command that is a destination which keeps its archive in `directory`, and lets it be pruned."""
     (directory / "archive").mkdir(exist_ok=True)
     path = directory / "db2.json"
-    path.write_text(json.dumps({**CONFIG, "name": "db2", "directory": str(directory / "archive"), **changes}))
+    content = {**CONFIG, "name": "db2", "directory": str(directory / "archive"), "keep": {"days": 1}, **changes}
+    path.write_text(json.dumps(content), encoding="utf-8")
     return [sys.executable, "-c", SERVE, str(path)]
 
 
-def connected(monkeypatch, command: list[str], compression: str = "none") -> SshDestination:
+def that_says(content: bytes, then: str = "") -> list[str]:
+    """The command that says this instead, does what follows, and ends."""
+    return [sys.executable, "-c", f"import os, sys, time\nos.write(1, {content!r})\n{then}"]
+
+
+def connected(monkeypatch: pytest.MonkeyPatch, command: list[str], **changes: Any) -> SshDestination:
     """A connection to what this command is."""
-    monkeypatch.setattr(archive_link, "_start", lambda argv, stderr, start=archive_link._start: start(command, stderr))
-    monkeypatch.setattr(archive_link, "identity_of", lambda found: Identity(SYSTEM, 1 << 20))
-    here = config(destinations=[PLACE], compression=compression)
-    return SshDestination(here.destinations[0], here)
+    start = archive_link._start
+    with monkeypatch.context() as patch:
+        patch.setattr(archive_link, "_start", lambda argv, stderr: start(command, stderr))
+        here = config(destinations=[PLACE], **changes)
+        return SshDestination(here.destinations[0], here)

@@ -1,19 +1,126 @@
 # Copyright: (c) 2026, hotspare contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""archive_config.py: the configuration is read strictly."""
+"""archive_config.py: the configuration is read strictly, since it says what is run as whom, and where."""
 
 from __future__ import annotations
 
 import json
+import os
 
-from ansible_collections.hotspare.postgresql.plugins.module_utils.archive_config import read_archive_config
+import pytest
+from ansible_collections.hotspare.postgresql.plugins.module_utils import archive_config
+from ansible_collections.hotspare.postgresql.plugins.module_utils.archive_config import (
+    Keep,
+    Place,
+    read_archive_config,
+)
+from ansible_collections.hotspare.postgresql.plugins.module_utils.peers import Peer
+from ansible_collections.hotspare.postgresql.plugins.module_utils.shell import HotspareError
 
-from .destinations import CONFIG
+from .destinations import CONFIG, PLACE
+
+NODE = {"name": "db1", "data_directory": "/srv/data", "bin_directory": "/srv/bin", "port": 5433}
+TREE = {
+    "name": "scans",
+    "path": "/srv/scans",
+    "partition": "%Y/%m/%d",
+    "grace": 7200,
+    "account": "scans",
+    "skip": [5, 6],
+    "destinations": [{**PLACE, "account": "scans", "path": "/srv/copies/scans"}],
+}
 
 
-def test_the_smallest(tmp_path):
-    path = tmp_path / "config.json"
-    path.write_text(json.dumps(CONFIG), encoding="utf-8")
-    found = read_archive_config(str(path))
-    assert (found.node, found.keep, found.destinations) == (None, None, ())
+@pytest.fixture
+def written(tmp_path):
+    def write(**changes):
+        path = tmp_path / "hotspare-archive.json"
+        path.write_text(json.dumps({**CONFIG, **changes}), encoding="utf-8")
+        return str(path)
+
+    return write
+
+
+def test_a_node(written):
+    nas = {"name": "nas", "directory": "/mnt/nas/main"}
+    found = read_archive_config(
+        written(node=NODE, destinations=[PLACE, nas], keep={"days": 14, "segments": 64, "backups": 2}, trees=[TREE])
+    )
+    assert (found.node.name, found.node.port, found.node.account) == ("db1", 5433, "postgres")
+    assert found.peers == (Peer("db2", "192.0.2.2", 5432, "replicator", "/srv/pgpass"),)
+    assert found.keep == Keep(14, 64, 2)
+    assert found.destinations[1] == Place("nas", directory="/mnt/nas/main")
+    assert [str(place) for place in found.destinations] == ["db2 (postgres@192.0.2.2 port 2222)", "nas (/mnt/nas/main)"]
+    assert (found.socket, found.status_file) == (
+        "/run/hotspare-archive-main/socket",
+        "/run/hotspare-archive-main/status.json",
+    )
+    tree = found.tree("scans")
+    assert (tree.partition, tree.grace, tree.skip) == ("%Y/%m/%d", 7200, (5, 6))
+    assert (tree.destinations[0].path, tree.destinations[0].account) == ("/srv/copies/scans", "scans")
+    with pytest.raises(HotspareError, match="no tree 'letters'"):
+        found.tree("letters")
+
+
+def test_an_archive_host(written):
+    found = read_archive_config(written())
+    assert (found.node, found.keep, found.destinations, found.trees) == (None, None, (), ())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"name": "../db1"},
+        {"name": 3},
+        {"cluster": ""},
+        {"node": {"name": "db1"}},
+        {"peers": [{"host": "x"}]},
+        {"directory": "archive"},
+        {"directory": "/srv/../etc"},
+        {"compression": "gzip"},
+        {"require": "most"},
+        {"fetch_ahead": -1},
+        {"fetch_ahead": "many"},
+        {"keep": {"weeks": 2}},
+        {"keep": {"days": -1}},
+        {"destinations": {"db2": PLACE}},
+        {"destinations": [PLACE, PLACE]},
+        {"destinations": [{"name": "db2"}]},
+        {"destinations": [{**PLACE, "host": "-oProxyCommand=reboot"}]},
+        {"destinations": [{**PLACE, "account": "-x"}]},
+        {"destinations": [{**PLACE, "identity": "key"}]},
+        {"destinations": [{**PLACE, "directory": "/mnt"}]},
+        {"trees": [{**TREE, "path": "scans"}]},
+        {"trees": [{**TREE, "name": "a/b"}]},
+        {"trees": [{**TREE, "skip": [7]}]},
+        {"trees": [TREE, TREE]},
+        {"trees": [{**TREE, "destinations": [PLACE]}]},
+        {"trees": [{**TREE, "destinations": [{"name": "nas", "directory": "/mnt"}]}]},
+    ],
+    ids=repr,
+)
+def test_what_is_not_ours_is_refused(written, changes):
+    path = written(**changes)
+    with pytest.raises(HotspareError, match=f"{path} is not what the role archive writes"):
+        read_archive_config(path)
+
+
+def test_what_is_no_object_is_refused(tmp_path):
+    path = tmp_path / "x.json"
+    for content in ("[]", "3", "", "{"):
+        path.write_text(content, encoding="utf-8")
+        with pytest.raises(HotspareError, match="is not what the role archive writes"):
+            read_archive_config(str(path))
+
+
+def test_what_is_not_there_and_what_another_wrote_is_refused(written, tmp_path, monkeypatch):
+    with pytest.raises(HotspareError, match="cannot read"):
+        read_archive_config(str(tmp_path / "nothing"))
+    path = written()
+    monkeypatch.setattr(archive_config.os, "geteuid", lambda: 4711)
+    if os.stat(path).st_uid == 0:
+        assert read_archive_config(path)
+        os.chown(path, 4712, -1)
+    with pytest.raises(HotspareError, match="does not belong to root"):
+        read_archive_config(path)
