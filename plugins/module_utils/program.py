@@ -123,6 +123,23 @@ def _archive_ship(path: str) -> int:
     Shipper(read_archive_config(path)).run()
 
 
+def _archive_sync(path: str) -> int:
+    """What the timer does with WAL and documents; 1 when something is wrong with one of them."""
+    from . import tree_sync, wal_sync
+    from .archive_config import read_archive_config
+
+    config = read_archive_config(path)
+    problems = []
+    for tick in (wal_sync.tick, tree_sync.tick):
+        try:
+            problems += [problem for result in tick(config) for problem in result["problems"]]
+        except HotspareError as error:
+            problems.append(error.message)
+    for problem in problems:
+        _say(problem)
+    return 1 if problems else 0
+
+
 def _archive(config: str, path: str, name: str) -> int:
     """archive_command without the shipper; 1 to 125 for an error."""
     from .archive_config import read_archive_config
@@ -172,6 +189,7 @@ COMMANDS = {
     "address-off": Command(_address_off),
     "archive-serve": Command(_archive_serve),
     "archive-ship": Command(_archive_ship),
+    "archive-sync": Command(_archive_sync),
     "archive": Command(_archive, "CONFIG PATH NAME"),
     "restore": Command(_restore, "CONFIG NAME PATH"),
 }

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from ansible_collections.hotspare.postgresql.plugins.module_utils import program
+from ansible_collections.hotspare.postgresql.plugins.module_utils import archive_config, program, tree_sync, wal_sync
 from ansible_collections.hotspare.postgresql.plugins.module_utils.address import Place
 from ansible_collections.hotspare.postgresql.plugins.module_utils.guard import Decision
 from ansible_collections.hotspare.postgresql.plugins.module_utils.peers import Peer
@@ -77,6 +77,20 @@ def test_the_guards_word_is_the_exit_code(config, monkeypatch, capsys, act, code
 def test_without_a_service_address_there_is_nothing_to_do(config):
     assert program.main(["address", config(address=None)]) == 0
     assert program.main(["address-off", config(address=None)]) == 0
+
+
+def test_the_timer_does_documents_also_where_wal_fails(monkeypatch, capsys):
+    def fails(config):
+        raise HotspareError("the server does not tell")
+
+    monkeypatch.setattr(archive_config, "read_archive_config", lambda path: path)
+    monkeypatch.setattr(wal_sync, "tick", fails)
+    monkeypatch.setattr(tree_sync, "tick", lambda config: [{"problems": []}, {"problems": [f"{config}: a symlink"]}])
+    assert program.main(["archive-sync", "CONFIG"]) == 1
+    assert capsys.readouterr().err == "the server does not tell\nCONFIG: a symlink\n"
+    monkeypatch.setattr(wal_sync, "tick", lambda config: [])
+    monkeypatch.setattr(tree_sync, "tick", lambda config: [])
+    assert program.main(["archive-sync", "CONFIG"]) == 0
 
 
 @pytest.mark.parametrize("arguments", [[], ["guard"], ["dance", "x"], ["guard", "a", "b"]])
