@@ -66,7 +66,7 @@ FLOORS = (
 )
 FLOOR = {name: height for height, names in enumerate(FLOORS) for name in names}
 
-ROLES = {"node", "primary", "standby", "failover"}
+ROLES = {"archive", "node", "primary", "standby", "failover"}
 PLAYBOOKS = {"site", "failover", "rebuild_standby", "status", "archive_check"}
 
 
