@@ -105,11 +105,11 @@ class Destination(abc.ABC):
         """End it; nothing to do when it has ended."""
 
 
-def connect(place: Place, config: ArchiveConfig, *, wait: Optional[float] = None) -> Destination:
-    """Unreachable, also when it took longer than `wait` seconds; Refused."""
+def connect(place: Place, config: ArchiveConfig) -> Destination:
+    """Unreachable; Refused."""
     if place.directory:
         return LocalDestination(place, config)
-    return SshDestination(place, config, wait=wait)
+    return SshDestination(place, config)
 
 
 def identity_of(config: ArchiveConfig) -> Identity:
@@ -223,7 +223,6 @@ def ssh_command(place: Place) -> list[str]:
         "ControlPath": "none",
         "Compression": "no",
         "Ciphers": "^aes128-gcm@openssh.com",  # the quickest where the processor knows AES
-        "LogLevel": "ERROR",
     }
     words = [word for name, value in options.items() for word in ("-o", f"{name}={value}")]
     return ["ssh", "-F", "/dev/null", "-T", *words, "-p", str(place.port), "-l", place.account]
@@ -257,7 +256,7 @@ def trouble(place: Place, said: str, noticed: Broken) -> Unreachable:
 class SshDestination(Destination):
     """The program of another host, behind the forced command of a key; one request at a time."""
 
-    def __init__(self, place: Place, config: ArchiveConfig, *, wait: Optional[float] = None) -> None:
+    def __init__(self, place: Place, config: ArchiveConfig) -> None:
         self.name = place.name
         self.version = ""  # of the program there
         self._place = place
@@ -271,7 +270,7 @@ class SshDestination(Destination):
             self._process = _start([*ssh_command(place), place.host], self._stderr)
             assert self._process.stdin is not None and self._process.stdout is not None
             self._channel = Channel(self._process.stdout.fileno(), self._process.stdin.fileno())
-            self._greet(GREETING_SECONDS if wait is None else wait)
+            self._greet()
         except BaseException:
             self.close()
             raise
@@ -386,9 +385,9 @@ class SshDestination(Destination):
             self._end()
             raise
 
-    def _greet(self, wait: float) -> None:
+    def _greet(self) -> None:
         with self._talking() as channel:
-            greeting = channel.answer(wait)
+            greeting = channel.answer(GREETING_SECONDS)
         self.version = str(greeting.get("version"))
         if not greeting.get("ok"):
             raise Refused(failed(greeting, str(self._place)).message)

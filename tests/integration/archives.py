@@ -12,6 +12,7 @@ Everything belongs to the account postgres; the ssh client may be it or root.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
@@ -48,7 +49,8 @@ class ArchiveHost:
     """A destination: `directory` holds its archive, `config` is its CONFIG, `place` what others say of it."""
 
     def __init__(self, home: Path, name: str, program: Path, config: Path, directory: Path) -> None:
-        self.home, self.name, self.config, self.directory = home, name, config, directory
+        self.home, self.name, self.program = home, name, program
+        self.config, self.directory = config, directory
         self.port = _free_port()
         self.log = home / "sshd.log"
         self._process: subprocess.Popen[bytes] | None = None
@@ -127,7 +129,7 @@ class Archives:
         self.directory = Path(tempfile.mkdtemp(prefix="hotspare-archives-", dir="/tmp"))
         self.directory.chmod(0o755)
         self.program = self.directory / "hotspare.pyz"
-        self.program.write_bytes(packing.program(packing.source_beside(packing.__name__)))
+        self.program.write_bytes(_packed())
         self._hosts: list[ArchiveHost] = []
 
     def host(self, name: str = "store", **changes: Any) -> ArchiveHost:
@@ -174,6 +176,11 @@ class Archives:
         for host in self._hosts:
             host.stop()
         shutil.rmtree(self.directory)
+
+
+@functools.cache
+def _packed() -> bytes:
+    return packing.program(packing.source_beside(packing.__name__))
 
 
 def make_key(path: Path, account: str) -> None:
