@@ -44,13 +44,17 @@ READING = "SELECT pg_catalog.pg_read_binary_file('pg_wal/' || %s, %s, %s, true)"
 
 @dataclass(frozen=True)
 class Server:
-    """What the server of this node says of its WAL: `position` is up to where it has it on disk (bytes)."""
+    """What the server of this node says of its WAL.
+
+    role: primary, standby, stopped, or unknown for the `reason`. position: up to where it has WAL on disk (bytes).
+    """
 
     role: str
     timeline: int
     history: tuple[HistoryEntry, ...]
     position: int
     identity: Identity
+    reason: Optional[str] = None
 
     @cached_property
     def spans(self) -> list[Span]:
@@ -72,6 +76,7 @@ def read_server(node: Instance) -> Server:
         # A server that does not answer has at least all up to its last checkpoint.
         position=parse_lsn(state["lsn"]["held"] or control["checkpoint_lsn"]),
         identity=Identity(int(control["system_identifier"]), control["wal_segment_size"]),
+        reason=state["reason"],
     )
 
 

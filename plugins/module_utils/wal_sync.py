@@ -110,7 +110,10 @@ def check(config: ArchiveConfig, *, destinations: Optional[Sequence[str]] = None
 
 def tick(config: ArchiveConfig) -> list[dict[str, Any]]:
     """What the timer does, on the primary alone: prune where that is wanted, ship; the results. HotspareError."""
-    if config.node is None or (server := read_server(config.node)).role != "primary":
+    server = read_server(config.node) if config.node else None
+    if server is not None and server.role == "unknown":
+        raise HotspareError(f"nobody knows whether {config.name} is the primary: {server.reason}")
+    if server is None or server.role != "primary":
         return []
     with look(config, server=server) as seen:
         found = _next_cut(seen)

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from ansible_collections.hotspare.postgresql.plugins.module_utils.shell import a
 
 from .archives import ArchiveHost, Archives
 from .conftest import ACCOUNT, Lab, Node, Pair, eventually, execute
+from .test_tree_sync import Side
 
 MODULE = "archive_sync"
 PLACES = ("store", "nas")
@@ -73,6 +76,11 @@ def fill(node: Node, segments: int) -> list[str]:
     return made
 
 
+def timer(site: Site, node: Node) -> None:
+    argv = [sys.executable, "-I", str(site.archives.program), "archive-sync", site.config(node)["config_file"]]
+    subprocess.run(argv, check=True, cwd="/", timeout=60)
+
+
 def record(result: dict[str, Any], place: str) -> dict[str, Any]:
     return next(found for found in result["destinations"] if found["name"] == place)
 
@@ -125,6 +133,12 @@ def test_the_hole_that_a_dead_primary_leaves_is_filled(site: Site, four_steps, r
     assert [gaps(shown, place)["ok"] for place in PLACES] == [True, True], shown
     assert [place["own"] for place in shown["archive"]["places"]] == [False, False, True]
     assert run_module(MODULE, {**options, "state": "verified"})["problems"] == []
+
+    # The timer does the same, and nothing on a standby or where nothing runs.
+    (later,) = fill(two, 1)
+    for node, shipped in ((one, False), (two, True)):
+        timer(site, node)
+        assert (later in site.held()["store"]) is shipped
 
 
 def test_a_destination_that_was_away_gets_all_from_another(site: Site, four_steps, run_module) -> None:
@@ -204,3 +218,29 @@ def test_pruned_is_only_what_nobody_needs(site: Site, four_steps, run_module) ->
     removed = {diff["after_header"]: diff["before"].splitlines() for diff in results[1]["diff"]}
     assert removed == {place: [name for name in before[place] if name not in made[-2:]] for place in PLACES}
     assert run_module(MODULE, options)["changed"] is False, "pg_wal has them yet, and they stay away"
+
+
+def test_documents(archives: Archives, four_steps, run_module) -> None:
+    db1, db2 = Side(archives, "db1"), Side(archives, "db2")
+    db1.ships_to(db2)
+    db2.ships_to(db1)
+    db1.writable(True)
+    db2.writable(False)
+    db1.write("invoice.pdf", "one")
+    db1.write("letter.pdf", "two!")
+    options = {"config_file": str(archives.directory / "db1.json"), "kind": "tree"}
+    # Nobody knows of a young file whether it is finished.
+    eventually(lambda: run_module(MODULE, options, check=True)["trees"][0]["destinations"][0]["files"] == 2)
+    results = four_steps(MODULE, options, db2.documents)
+    assert db2.documents() == db1.documents()
+    for result in results[:2]:
+        (record,) = result["trees"][0]["destinations"]
+        assert (record["name"], record["files"], record["bytes"]) == ("db2", 2, 7)
+        assert result["diff"][0]["after"].splitlines() == ["invoice.pdf", "letter.pdf"]
+
+    for state in ("checked", "verified"):
+        told = run_module(MODULE, {**options, "state": state, "trees": ["scans"]})
+        place = next(found for found in told["trees"][0]["destinations"] if found["name"] == "db2")
+        assert (told["changed"], place["present"], place["missing"], place["different"]) == (False, 2, 0, 0)
+    assert "no tree 'letters'" in run_module(MODULE, {**options, "trees": ["letters"]})["msg"]
+    assert run_module(MODULE, {**options, "state": "pruned"})["msg"].startswith("documents are never removed")

@@ -333,6 +333,9 @@ def test_the_timer_works_on_the_primary_alone(lab: Lab) -> None:
     primary, lab.server = lab.server, replace(lab.server, role="standby")
     assert wal_sync.tick(lab.config(keep={"days": 1})) == []
     assert lab.held("two") == []
+    lab.server = replace(lab.server, role="unknown", reason="it is starting")
+    with pytest.raises(HotspareError, match="nobody knows whether here is the primary: it is starting"):
+        wal_sync.tick(lab.config())
     lab.server = primary
     pruned, synced = wal_sync.tick(lab.config(keep={"days": 1}))
     assert (record(pruned, "one")["names"], record(synced, "two")["names"]) == ([name(1)], [name(4)])
