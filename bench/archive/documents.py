@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+import json
 import time
 from typing import Any
 
+import ours
 from lab import BenchError
-from way import Box
+from way import Box, processor
 
 SOURCE, TARGET = "/bench/scans", "/bench/scans-copy"
 STEPS = ("first", "again", "some new")
@@ -50,13 +52,13 @@ class Documents:
             today = "$(date +%Y/%m/%d)"
             self.node.postgres(f"cd {SOURCE}; for d in */*/*; do [ $d = {today} ] || mv $d/scan-1* {today}/; done")
         files = int(self.node.root(f"find {SOURCE} -type f | wc -l"))
-        began = time.monotonic()
+        began, before = time.monotonic(), processor(self.node, self.store)
         self.copy()
-        seconds = time.monotonic() - began
+        seconds, used = time.monotonic() - began, processor(self.node, self.store) - before
         there = int(self.store.root(f"find {TARGET} -type f -name '*.jpg' | wc -l"))
         if there != files:
             raise BenchError(f"{there} of {files} files arrived")
-        return {"files": files, "seconds": round(seconds, 2)}
+        return {"files": files, "seconds": round(seconds, 2), "processor": round(used, 2)}
 
     def wipe(self) -> None:
         self.store.root(f"rm -rf {TARGET}; install -d -o postgres {TARGET}")
@@ -67,10 +69,29 @@ class Documents:
 
 class RsyncDocuments(Documents):
     name = "rsync"
+    options = "-a"
 
     def copy(self) -> None:
-        self.node.postgres(f"rsync -a {SOURCE}/ {self.store.address}:{TARGET}/")
+        self.node.postgres(f"rsync {self.options} {SOURCE}/ {self.store.address}:{TARGET}/")
+
+
+class RsyncDurable(RsyncDocuments):
+    """As durable as ours."""
+
+    name = "rsync --fsync"
+    options = "-a --fsync"
 
 
 class OursDocuments(Documents):
+    """With hashes at both ends, manifests of days that are over, and everything made durable."""
+
     name = "hotspare"
+
+    def wipe(self) -> None:
+        super().wipe()
+        ours.set_up_tree(self.node, self.store, SOURCE, TARGET)
+
+    def copy(self) -> None:
+        told = json.loads(self.node.postgres(ours.SYNC))
+        if told["problems"]:
+            raise BenchError(f"the tree was not copied: {told['problems']}")

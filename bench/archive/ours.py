@@ -23,6 +23,14 @@ CONFIG = "/etc/hotspare/main/hotspare-archive.json"
 RUN, SPOOL = "/run/hotspare-archive-main", "/bench/hotspare-spool"
 DIRECTORY, OWN = "/bench/hotspare/main", "/bench/hotspare/own"
 UNIT = "hotspare-archive-main"
+TREES, TREES_CONFIG = "/bench/hotspare-trees", "/etc/hotspare/main/hotspare-trees.json"
+# What the module archive_sync calls, from the program that its timer runs.
+SYNC = f"""PYTHONPATH={PROGRAM} python3 -c '
+import json
+from hotspare.archive_config import read_archive_config
+from hotspare.tree_sync import sync
+config = read_archive_config("{TREES_CONFIG}")
+print(json.dumps(sync(config, config.trees[0])))'"""
 SERVICE = f"""
 [Service]
 Type=notify
@@ -84,6 +92,25 @@ def over_ssh(store: Box) -> dict[str, Any]:
     }
 
 
+def set_up_tree(node: Box, store: Box, source: str, target: str) -> None:
+    """The tree is postgres's, with a key of its own, and nothing is known of it yet."""
+    key = "/var/lib/postgresql/.ssh/id_tree"
+    for machine in (node, store):
+        machine.root(f"rm -rf {TREES}; install -d -o postgres {TREES} {TREES}/trees {TREES}/trees/scans")
+    tree = {"name": "scans", "partition": "%Y/%m/%d", "grace": 7200, "account": "postgres", "skip": []}
+    there = {**tree, "path": target, "destinations": []}
+    store.write(TREES_CONFIG, json.dumps(configuration(name="store", node=None, directory=TREES, trees=[there])))
+    place = {**over_ssh(store), "account": "postgres", "identity": key, "path": target}
+    here = {**tree, "path": source, "destinations": [place]}
+    node.write(TREES_CONFIG, json.dumps(configuration(directory=TREES, trees=[here])))
+    node.postgres(f"test -e {key} || ssh-keygen -q -t ed25519 -N '' -f {key}")
+    forced = f'restrict,command="/usr/bin/python3 -I {PROGRAM} archive-serve {TREES_CONFIG}"'
+    public = node.postgres(f"cat {key}.pub")
+    store.postgres(
+        "sed -i /archive-serve/d .ssh/authorized_keys; cat >>.ssh/authorized_keys", given=f"{forced} {public}"
+    )
+
+
 class Ours(Way):
     tool = "hotspare"
 
@@ -124,6 +151,3 @@ class Ours(Way):
 
     def held(self) -> tuple[int, int]:
         return counted(self.there, DIRECTORY)
-
-    def fill(self, names: list[str]) -> None:
-        raise NotImplementedError

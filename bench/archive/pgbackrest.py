@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from lab import BenchError, until
+from lab import until
 from material import DATA
 from way import Box, Way, counted
 
@@ -62,23 +62,6 @@ class PgBackRest(Way):
 
     def held(self) -> tuple[int, int]:
         return counted(self.there, STANZA)
-
-    def fill(self, names: list[str]) -> None:
-        """A quick local push, moved to the other machine where that is the place."""
-        here = PgBackRest(self.node, self.store, "local", self.compression)
-        here.wipe()
-        pushes = here.archive_command.replace("%p", f"{DATA}/pg_wal/{{}}")
-        self.node.postgres(f"cd {DATA} && xargs -n 1 -P 2 -I {{}} {pushes}", given="\n".join(names))
-        if here.held()[0] != len(names):
-            raise BenchError("pgBackRest did not store what the restore needs")
-        if self.place == "ssh":
-            self.wipe()
-            self.move()
-            here.wipe()
-
-    def move(self) -> None:
-        target = f"{self.store.address}:{STANZA}/"
-        self.node.postgres(f"rsync --archive {STANZA}/ {target}")
 
 
 class PgBackRestAsync(PgBackRest):

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from material import DATA
-from way import Way, copy_segments, counted
+from way import Way, counted
 
 DIRECTORY = "/bench/plain"
 SOCKET = "/tmp/control"
@@ -18,10 +18,6 @@ class Plain(Way):
 
     def held(self) -> tuple[int, int]:
         return counted(self.there, DIRECTORY)
-
-    def fill(self, names: list[str]) -> None:
-        self.wipe()
-        copy_segments(names, self.node, self.there, DIRECTORY, "postgres")
 
 
 class Copy(Plain):

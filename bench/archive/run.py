@@ -12,8 +12,8 @@ Cases:
 push       all segments wait, and are archived one call after the other, as PostgreSQL's archiver does it; from pgbench
            and from random bytes
 single     a segment at a time becomes ready on a calm node, and is called for at once
-restore    all segments, one call after the other, each compared with what was archived
-recover    a crashed server replays them by its restore_command
+restore    all segments, one call after the other, each compared with what was archived; then a crashed server replays
+           them by its restore_command
 documents  many small files: the first copy, again without a change, again with some new ones
 
 run.py [--cases push,restore] [--ways hotspare,barman] [--output FILE]; SIZE=16 takes fewer segments and files, ROUNDS=1
@@ -27,7 +27,6 @@ import argparse
 import json
 import os
 import platform
-import statistics
 import sys
 import time
 from datetime import datetime, timezone
@@ -41,20 +40,20 @@ import material
 import ours
 import pgbackrest
 from barman import Barman, BarmanParallel, BarmanRestore
-from documents import Documents, OursDocuments, RsyncDocuments
+from documents import Documents, OursDocuments, RsyncDocuments, RsyncDurable
 from lab import ROOT, BenchError, make_network, remove_all, run
-from material import BASE, DATA
+from material import BASE
 from ours import Ours
 from pgbackrest import PgBackRest, PgBackRestAsync
 from plain import Copy, Rsync, RsyncControl
 from report import table
-from way import Box, Way, ssh_as_postgres
+from way import Box, Way, flush, ssh_as_postgres
 
 SIZE = int(os.environ.get("SIZE", "128"))
 LEAST = 4
 FILES = 20000 * SIZE // 128
-ROUNDS = {"push": 3, "single": 1, "restore": 2, "recover": 1, "documents": 2}
-SINGLES, PAUSE = 10, 0.3
+ROUNDS = {"push": 3, "single": 1, "restore": 2, "documents": 2}
+SINGLES = 10
 RECOVER = "/bench/recover"
 
 PUSH: list[tuple[str, type[Way], str]] = [
@@ -149,25 +148,21 @@ class Bench:
     def push(self, number: int) -> None:
         for kind, names in self.material.kinds.items():
             for way in self.ways(PUSH):
-                self.event("push", way, number, kind, partial(pushed, way, some(way, names), "archive"))
+                self.event("push", way, number, kind, partial(way.push, some(way, names)))
 
     def single(self, number: int) -> None:
         names = self.material.kinds["pgbench"][:SINGLES]
         for way in self.ways(SINGLE):
-            self.event("single", way, number, "pgbench", partial(pushed, way, names, "single"))
+            self.event("single", way, number, "pgbench", partial(way.push, names, "single"))
 
     def restore(self, number: int) -> None:
         for way in self.ways(RESTORE):
             names = some(way, self.material.kinds["pgbench"])
-            self.event("restore", way, number, "pgbench", partial(restored, way, names))
-
-    def recover(self, number: int) -> None:
-        for way in self.ways(RESTORE):
-            names = some(way, self.material.kinds["pgbench"])
+            self.event("restore", way, number, "pgbench", partial(way.fetch, names))
             self.event("recover", way, number, "pgbench", partial(recovered, way, names))
 
     def documents(self, number: int) -> None:
-        kinds: list[type[Documents]] = [RsyncDocuments, OursDocuments]
+        kinds: list[type[Documents]] = [RsyncDocuments, RsyncDurable, OursDocuments]
         for kind in kinds:
             if not self.wanted or any(word in kind.name for word in self.wanted):
                 way = kind(self.node, self.store)
@@ -178,10 +173,8 @@ class Bench:
     def event(self, case: str, way: Any, number: int, kind: str, what: Callable[[], Event]) -> None:
         event: Event = {"case": case, "way": way.name, "place": way.place, "kind": kind, "round": number}
         event["load_average"] = round(os.getloadavg()[0], 2)
-        processor = self.processor()
         try:
             event.update(what())
-            event["processor"] = round(self.processor() - processor, 2)
             self.say(f"{case} {number} {way.place} {kind} {way.name}: {shown(event)}")
         except BenchError as error:
             event["failed"] = str(error)
@@ -191,79 +184,16 @@ class Bench:
         self.output.parent.mkdir(parents=True, exist_ok=True)
         self.output.write_text(json.dumps(self.record, indent=1) + "\n", encoding="utf-8")
 
-    def processor(self) -> float:
-        """Seconds of processor time that both machines have used."""
-        return sum(used(machine) for machine in (self.node, self.store))
-
 
 def some(way: Way, names: list[str]) -> list[str]:
     return names[: max(LEAST, len(names) // way.part)]
 
 
-def used(machine: Box) -> float:
-    number = run("docker", "inspect", "--format", "{{.Id}}", machine.name).stdout.strip()
-    first = Path(f"/sys/fs/cgroup/cpuacct/docker/{number}/cpuacct.usage")
-    if first.exists():
-        return int(first.read_text(encoding="ascii")) / 1e9
-    named = (number, f"lab-{machine.name}")
-    groups = [file for file in Path("/sys/fs/cgroup").glob("**/cpu.stat") if file.parent.name.endswith(named)]
-    return sum(int(group.read_text(encoding="ascii").split()[1]) for group in groups) / 1e6
-
-
-def loop(way: Way, command: str, names: list[str], do: str) -> Event:
-    job = {"data": DATA, "names": names, "command": command, "do": do, "pause": PAUSE}
-    done: Event = json.loads(way.node.postgres("python3 -I /loop.py 2>/bench/loop.log", given=json.dumps(job)))
-    if done["failed"]:
-        raise BenchError(f"{done['failed']}: {way.node.root('tail -c 1500 /bench/loop.log')}")
-    calls = sorted(done["calls"])
-    return {
-        "segments": len(names),
-        "seconds": done["seconds"],
-        "per_second": round(len(names) / done["seconds"], 2),
-        "calls_ms": {
-            "min": milliseconds(calls[0]),
-            "median": milliseconds(statistics.median(calls)),
-            "p95": milliseconds(calls[int(len(calls) * 0.95)]),
-            "max": milliseconds(calls[-1]),
-        },
-    }
-
-
-def milliseconds(seconds: float) -> float:
-    return round(1000 * seconds, 1)
-
-
-def pushed(way: Way, names: list[str], do: str) -> Event:
-    way.wipe()
-    run("sync", "--file-system", str(ROOT))
-    way.start()
-    try:
-        event = loop(way, way.archive_command, names, do)
-        event.update(way.told())
-    finally:
-        way.stop()
-    held, size = way.held()
-    if held != len(names):
-        raise BenchError(f"the archive holds {held} segments, not {len(names)}")
-    return {**event, "stored": size}
-
-
-def restored(way: Way, names: list[str]) -> Event:
-    way.fill(names)
-    run("sync", "--file-system", str(ROOT))
-    way.start()
-    try:
-        return loop(way, way.restore_command, names, "restore")
-    finally:
-        way.stop()
-
-
 def recovered(way: Way, names: list[str]) -> Event:
-    """From start to the end of the archive; `seconds` is what the server's log says of the replay."""
+    """A server that crashed before them replays what way.fetch() restored; `seconds` by its log, from first to last."""
     node = way.node
-    way.fill(names)
     node.postgres(f"rm -rf {RECOVER} {RECOVER}.log; cp --archive {BASE} {RECOVER}; touch {RECOVER}/recovery.signal")
-    run("sync", "--file-system", str(ROOT))
+    flush()
     way.start(RECOVER)
     settings = f"restore_command = '{way.restore_command}'\nhot_standby = off\nport = 5433\n"
     node.postgres(f"cat >>{RECOVER}/postgresql.auto.conf", given=settings)
@@ -303,7 +233,6 @@ CASES: dict[str, Callable[[Bench, int], None]] = {
     "push": Bench.push,
     "single": Bench.single,
     "restore": Bench.restore,
-    "recover": Bench.recover,
     "documents": Bench.documents,
 }
 
