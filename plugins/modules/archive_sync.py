@@ -160,7 +160,7 @@ destinations:
       description: With O(state=verified), the files that it lacks and another has.
       type: list
       elements: str
-      sample: [000000010000000000000004]
+      sample: ["000000010000000000000004"]
     different:
       description: With O(state=verified), the files whose content is not what most of the others have.
       type: list
@@ -195,7 +195,7 @@ cut:
   sample:
     ok: true
     before: "0000000000000007"
-    remove: [000000010000000000000005, 000000010000000000000006]
+    remove: ["000000010000000000000005", "000000010000000000000006"]
     deciding:
       kind: slot
       of: slot hotspare_db3 of db1
@@ -252,11 +252,83 @@ archive:
           conflicts: []
 trees:
   description:
-    - A record for each tree, with its C(name), C(path), C(error) and C(destinations).
+    - A record for each tree. Of files the first 1000 are listed by name, with what is odd about them. What cannot be
+      printed of a name is written as C(\\xNN).
   returned: with O(kind=tree)
   type: list
   elements: dict
-  sample: []
+  contains:
+    name:
+      description: The name of the tree.
+      type: str
+      sample: scans
+    path:
+      description: Where it is on this node.
+      type: str
+      sample: /srv/scans
+    error:
+      description: Why it could not be looked at, a sentence. V(null) when it was.
+      type: str
+      sample: null
+    skipped_open_files:
+      description: Files that are still being written, which are shipped once they are finished.
+      type: list
+      elements: str
+      sample: []
+    refused:
+      description: What is no document and is not shipped, as symbolic links out of the tree and special files.
+      type: list
+      elements: str
+      sample: []
+    conflicts:
+      description: Files that changed, or came, after their day was sealed.
+      type: list
+      elements: str
+      sample: []
+    sealed:
+      description: Days whose manifest was (or would be) written.
+      type: list
+      elements: str
+      sample: [2026/01/30]
+    missing_days:
+      description: Folders of days that should hold documents and do not.
+      type: list
+      elements: str
+      sample: []
+    counts:
+      description: How many files C(skipped_open_files), C(refused) and C(conflicts) tell of.
+      type: dict
+      sample: {skipped_open_files: 0, refused: 0, conflicts: 0}
+    complete:
+      description:
+        - With O(state=verified) and O(state=checked), for each node that shipped to this one, when all was here last.
+      type: dict
+      sample: {db2: "2026-01-31 12:00:00"}
+    problems:
+      description: What is wrong with the tree and its copies, a sentence each.
+      type: list
+      elements: str
+      sample: []
+    destinations:
+      description:
+        - With O(state=present), for each destination C(name), C(error), C(files), C(bytes), C(seconds) and C(rate) as
+          in RV(destinations), the C(conflicts) there, and the days that were C(sealed) there.
+        - With O(state=verified) and O(state=checked), for each destination and then for the tree on this node itself
+          (C(own)), how many files are C(present), C(missing), C(different) and C(extra), their C(bytes), the
+          C(newest), and under C(names) which are missing and different. All of these are V(null) when it could not be
+          looked at, which C(error) says. V(verified) reads every file again, V(checked) takes a file that has the size
+          and the time of the original for it.
+      type: list
+      elements: dict
+      sample:
+        - name: db2
+          error: null
+          files: 12
+          bytes: 5242880
+          seconds: 0.8
+          rate: 6553600
+          conflicts: []
+          sealed: [2026/01/30]
 problems:
   description: What is wrong, a sentence each. With any O(state) but V(checked) the task has failed when there is one.
   returned: always
