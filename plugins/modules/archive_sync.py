@@ -253,7 +253,7 @@ archive:
 trees:
   description:
     - A record for each tree. Of files the first 1000 are listed by name, with what is odd about them. What cannot be
-      printed of a name is written as C(\\xNN).
+      printed of a name is written as C(\xNN).
   returned: with O(kind=tree)
   type: list
   elements: dict
