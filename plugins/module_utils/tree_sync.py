@@ -80,13 +80,19 @@ NO_ROOM = "No space left on device"
 
 
 def sync(
-    config: ArchiveConfig, tree: Tree, *, destinations: Optional[Sequence[str]] = None, check_mode: bool = False
+    config: ArchiveConfig,
+    tree: Tree,
+    *,
+    destinations: Optional[Sequence[str]] = None,
+    writable: Optional[bool] = None,
+    check_mode: bool = False,
 ) -> dict[str, Any]:
     """Ship what the destinations (names; default all) lack. HotspareError; what is wrong at one is in `problems`.
 
-    As root, or as the tree's account. With `check_mode` it tells what it would do.
+    `writable` makes it the original or a copy before that, see set_writable(). As root, or as the tree's account. With
+    `check_mode` it tells what it would do.
     """
-    return _as_account(tree, partial(_sync, config, tree, destinations, check_mode, WAIT_SECONDS))
+    return _as_account(tree, partial(_switch_and_sync, config, tree, destinations, writable, check_mode))
 
 
 def verify(config: ArchiveConfig, tree: Tree, *, destinations: Optional[Sequence[str]] = None) -> dict[str, Any]:
@@ -126,6 +132,15 @@ def tick(config: ArchiveConfig) -> list[dict[str, Any]]:
     return results
 
 
+def _switch_and_sync(
+    config: ArchiveConfig, tree: Tree, names: Optional[Sequence[str]], writable: Optional[bool], check_mode: bool
+) -> dict[str, Any]:
+    if writable is None:
+        return _sync(config, tree, names, check_mode, WAIT_SECONDS)
+    switched = _set_writable(config, tree, writable, check_mode)
+    return _both(switched, _sync(config, tree, names, check_mode, WAIT_SECONDS))
+
+
 def _tick_primary(config: ArchiveConfig, tree: Tree) -> dict[str, Any]:
     switched = _set_writable(config, tree, True, False)
     return _both(switched, _sync(config, tree, None, False, 0, timer=True))
@@ -137,7 +152,7 @@ def _tick_standby(config: ArchiveConfig, tree: Tree) -> dict[str, Any]:
     if not home.owes():
         return switched
     result = _sync(config, tree, None, False, 0)
-    if not result["open"] and not any(place["error"] for place in result["destinations"]):
+    if not result["skipped_open_files"] and not any(place["error"] for place in result["destinations"]):
         home.paid()
     return _both(switched, result)
 
@@ -208,7 +223,7 @@ def _home(config: ArchiveConfig, tree: Tree) -> Home:
 
 def _record(tree: Tree) -> dict[str, Any]:
     """What every result has."""
-    lists: dict[str, Any] = {key: [] for key in ("missing_days", "open", "refused", "conflicts", "sealed")}
+    lists: dict[str, Any] = {key: [] for key in ("missing_days", "skipped_open_files", "refused", "conflicts", "sealed")}
     said: dict[str, Any] = {"error": None, "problems": [], "destinations": [], "counts": {}}
     return {"name": tree.name, "path": tree.path, "changed": False, **lists, **said}
 
@@ -351,7 +366,7 @@ class Source:
 
     def record(self, targets: Sequence[Target]) -> dict[str, Any]:
         """The result of a run."""
-        lists = {"open": self.open, "refused": self.refused, "conflicts": self.conflicts}
+        lists = {"skipped_open_files": self.open, "refused": self.refused, "conflicts": self.conflicts}
         changed = bool(self.sealed) or any(target.files or target.sealed for target in targets)
         return {
             **_record(self.tree),

@@ -58,6 +58,12 @@ options:
     description: The names of the document trees, all by default. Only with O(kind=tree).
     type: list
     elements: str
+  writable:
+    description:
+      - Whether the trees of the node are the originals, as on a primary, or read-only copies, as on a standby. They are
+        made that before anything is shipped. Nothing of it is changed by default.
+      - The timer does that within its interval. Only with O(kind=tree) and O(state=present).
+    type: bool
 attributes:
   check_mode:
     description:
@@ -113,6 +119,13 @@ EXAMPLES = r"""
     config_file: /etc/postgresql/17/main/hotspare-archive.json
     kind: tree
     trees: [scans]
+  become: true
+
+- name: Let documents be written on the new primary
+  hotspare.postgresql.archive_sync:
+    config_file: /etc/postgresql/17/main/hotspare-archive.json
+    kind: tree
+    writable: true
   become: true
 """
 
@@ -362,7 +375,8 @@ def _wal(config: ArchiveConfig, params: Mapping[str, Any], check_mode: bool) -> 
 def _tree(config: ArchiveConfig, tree: Tree, params: Mapping[str, Any], check_mode: bool) -> dict[str, Any]:
     state, names = params["state"], params["destinations"]
     if state == "present":
-        return tree_sync.sync(config, tree, destinations=names, check_mode=check_mode)
+        writable = params["writable"]
+        return tree_sync.sync(config, tree, destinations=names, writable=writable, check_mode=check_mode)
     return (tree_sync.verify if state == "verified" else tree_sync.check)(config, tree, destinations=names)
 
 
@@ -407,6 +421,7 @@ def main() -> None:
             "state": {"type": "str", "choices": ["present", "verified", "checked", "pruned"], "default": "present"},
             "destinations": {"type": "list", "elements": "str"},
             "trees": {"type": "list", "elements": "str"},
+            "writable": {"type": "bool"},
         },
         supports_check_mode=True,
     )

@@ -97,6 +97,20 @@ def at(result: dict[str, Any]) -> dict[str, Any]:
     return result["destinations"][0]
 
 
+def test_roles_are_swapped_and_the_last_documents_go_along(pair):
+    db1, db2 = pair
+    db1.write("last.txt")
+    given = db1.sync(writable=False)
+    assert (given["changed"], at(given)["files"], given["problems"]) == (True, 1, [])
+    taken = db2.sync(writable=True)
+    assert (taken["changed"], at(taken)["files"], taken["problems"]) == (True, 0, [])
+    assert (db1.path.stat().st_mode & 0o200, db2.path.stat().st_mode & 0o200) == (0, 0o200)
+    db2.write("next.txt")
+    assert db2.sync(writable=True)["changed"]
+    assert db1.documents() == db2.documents()
+    assert [side.sync(writable=side is db2)["changed"] for side in pair] == [False, False]
+
+
 def test_what_is_written_goes_there_once(pair):
     db1, db2 = pair
     db1.write(f"{TODAY:%Y/%m/%d}/a.pdf", "one")
