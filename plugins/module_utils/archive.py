@@ -124,12 +124,11 @@ class Archive:
         if identity is None:
             raise HotspareError(f"{self.directory} is nobody's archive yet: establish whose it is first")
         encoding = self.compression if kind(name) in COMPRESSED_KINDS else "none"
-        digest = hashlib.sha256()
         with self.receive(name, encoding=encoding, **asdict(identity)) as incoming:
-            with contextlib.closing(encoded(hashed(source(path), digest), encoding)) as chunks:
+            with contextlib.closing(encoded(source(path), encoding)) as chunks:
                 for chunk in chunks:
                     incoming.write(chunk)
-            return incoming.commit(digest.hexdigest())
+            return incoming.commit()
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
@@ -271,6 +270,7 @@ class Receiving:
             archive.place(name) + suffix,
             mode=FILE_MODE,
             evidence=f"conflicts/{name}{suffix}",
+            digest=self.check.sha256,
             layer=archive._layer,
         )
         try:
@@ -367,13 +367,6 @@ def source(path: str) -> Generator[bytes, None, None]:
         raise _unreadable(path, error) from error
     if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
         raise BadWal(f"{path} changed while it was read: it is archived once nobody writes to it", code="changed")
-
-
-def hashed(chunks: Iterable[bytes], digest: Any) -> Generator[bytes, None, None]:
-    """The same, each piece fed to `digest` before it goes on."""
-    for chunk in chunks:
-        digest.update(chunk)
-        yield chunk
 
 
 def content(path: str) -> Iterator[bytes]:

@@ -15,7 +15,7 @@ import fcntl
 import hashlib
 import os
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Optional, Union
@@ -78,22 +78,30 @@ OS = Layer()
 
 
 def receive(
-    root: Path, relative_path: Path, *, mode: int = 0o640, evidence: Optional[Path] = None, layer: Layer = OS
+    root: Path,
+    relative_path: Path,
+    *,
+    mode: int = 0o640,
+    evidence: Optional[Path] = None,
+    digest: Optional[Callable[[], str]] = None,
+    layer: Layer = OS,
 ) -> Incoming:
     """Begin to store a file below `root`, which exists; directories between are made.
 
     evidence: where below `root` content goes that is not what is there under this name already (default: the same path
     below conflicts/); the begin of its hash is appended, so that what is sent again is not kept again.
-    HotspareError; Full.
+    digest: what tells the SHA-256 of all that was written, if somebody computes that anyway. HotspareError; Full.
     """
     kept = evidence if evidence is not None else os.path.join("conflicts", os.fsdecode(relative_path))
-    return Incoming(_normal(root), _below(root, relative_path), _below(root, kept), mode, layer)
+    return Incoming(_normal(root), _below(root, relative_path), _below(root, kept), mode, digest, layer)
 
 
 class Incoming:
     """A file that is being received; as a context manager it is given up unless it was committed."""
 
-    def __init__(self, root: str, path: str, evidence: str, mode: int, layer: Layer) -> None:
+    def __init__(
+        self, root: str, path: str, evidence: str, mode: int, digest: Optional[Callable[[], str]], layer: Layer
+    ) -> None:
         self.path = path
         self.size = 0
         self.temporary = ""
@@ -102,6 +110,7 @@ class Incoming:
         self._mode = mode
         self._layer = layer
         self._hash = hashlib.sha256()
+        self._digest = digest
         self._descriptor: Optional[int] = None
         self._synced = False
         with self._giving_up():
@@ -120,7 +129,7 @@ class Incoming:
     @property
     def sha256(self) -> str:
         """Of what was written so far."""
-        return self._hash.hexdigest()
+        return self._digest() if self._digest else self._hash.hexdigest()
 
     def write(self, chunk: bytes) -> None:
         """The next bytes; Full or HotspareError, and then it is given up."""
@@ -128,7 +137,8 @@ class Incoming:
             view = memoryview(chunk)
             while view:
                 view = view[self._layer.write(self._open, view) :]
-        self._hash.update(chunk)
+        if self._digest is None:
+            self._hash.update(chunk)
         self.size += len(chunk)
 
     def sync(self) -> None:

@@ -119,6 +119,10 @@ class Check:
         self._timelines: list[int] = []
         self._zeros_from: Optional[int] = None  # the address of the first page without anything
 
+    def sha256(self) -> str:
+        """Of all that was fed so far."""
+        return self._hash.hexdigest()
+
     def feed(self, chunk: bytes) -> None:
         """The next bytes; BadWal."""
         self._hash.update(chunk)
@@ -143,7 +147,7 @@ class Check:
         """After the last byte: what the file holds; BadWal."""
         if self.size == 0:
             raise self._bad("empty", "is empty, as the copy of a running server may have it: there is nothing to keep")
-        facts = WalFacts(self.name, self.kind, self.size, self._hash.hexdigest())
+        facts = WalFacts(self.name, self.kind, self.size, self.sha256())
         if self.kind in ("history", "backup"):
             text = self._rest.decode(errors="surrogateescape")
             check = self._history if self.kind == "history" else self._backup

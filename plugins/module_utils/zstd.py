@@ -14,7 +14,7 @@ from typing import Optional
 
 from .shell import PATH, HotspareError
 
-COMPRESS = ("zstd", "-q", "-c", "-T1")
+COMPRESS = ("zstd", "-q", "-c", "-T1", "--check")
 DECOMPRESS = ("zstd", "-q", "-d", "-c")
 BLOCK = 1 << 20
 

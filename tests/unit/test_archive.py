@@ -227,14 +227,14 @@ class TestPut:
     def test_a_file_that_changes_meanwhile(self, archive, source, monkeypatch, compression):
         archive = Archive(archive.directory, compression=compression)
         archive.establish(SYSTEM, MIB)
-        plain = library.hashed
+        plain = library.source
 
-        def touching(chunks, digest):
-            for chunk in plain(chunks, digest):
+        def touched(path):
+            for chunk in plain(path):
                 os.utime(source, ns=(1, 1))
                 yield chunk
 
-        monkeypatch.setattr(library, "hashed", touching)
+        monkeypatch.setattr(library, "source", touched)
         with pytest.raises(BadWal, match="changed while it was read") as error:
             archive.put(NAME, str(source))
         assert error.value.code == "changed" and files(archive) == set()
