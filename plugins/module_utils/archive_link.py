@@ -28,13 +28,14 @@ from .shell import PATH, HotspareError
 from .store import Stored
 from .version import VERSION
 from .wal_file import Check, kind
-from .wire import PROTOCOL, Broken, Channel, Garbage, Missing, Payload, Refused, Unreachable, failed
+from .wire import CHUNK_BYTES, PROTOCOL, Broken, Channel, Garbage, Missing, Payload, Refused, Unreachable, failed
 
 CONNECT_SECONDS = 10
 GREETING_SECONDS = 30.0  # until the program has started there
 ALIVE_SECONDS = 5
 ALIVE_COUNT = 3
 END_SECONDS = 0.5  # an ssh that waits for its network is killed then
+F_SETPIPE_SZ = 1031  # fcntl has its name from Python 3.10 on
 BATCH = 1000  # names in one message
 TAIL_BYTES = 4000  # of what ssh said
 
@@ -95,10 +96,6 @@ class Destination(abc.ABC):
     @abc.abstractmethod
     def conflicts(self) -> list[dict[str, Any]]:
         """What was refused and kept there, as Archive.conflicts() tells."""
-
-    @abc.abstractmethod
-    def call(self, op: str, *, wait: Optional[float] = None, **arguments: Any) -> dict[str, Any]:
-        """Any other operation of archive_server.OPS; `wait` (s) when its answer may take long."""
 
     @abc.abstractmethod
     def close(self) -> None:
@@ -182,9 +179,6 @@ class LocalDestination(Destination):
 
     def conflicts(self) -> list[dict[str, Any]]:
         return self._archive.conflicts()
-
-    def call(self, op: str, *, wait: Optional[float] = None, **arguments: Any) -> dict[str, Any]:
-        raise HotspareError(f"{self.name} is a directory of this host: it has WAL only, nobody there can do {op}")
 
     def close(self) -> None:
         """There is nothing open."""
@@ -311,11 +305,11 @@ class SshDestination(Destination):
     def call(
         self, op: str, *, wait: Optional[float] = None, upload: Optional[Iterable[bytes]] = None, **arguments: Any
     ) -> dict[str, Any]:
-        """Also with a payload that goes there."""
+        """Any other operation of archive_server.OPS; `wait` (s) when its answer may take long."""
         return self._ask({**arguments, "op": op}, upload=(upload, dict) if upload is not None else None, wait=wait)
 
     def stream(self, op: str, *, wait: Optional[float] = None, **arguments: Any) -> Iterator[bytes]:
-        """The payload that such an operation answers with."""
+        """The same for one that answers with a payload."""
         self._ask({**arguments, "op": op}, wait=wait)
         return self._chunks()
 
@@ -417,7 +411,7 @@ def _start(argv: Sequence[str], stderr: int) -> subprocess.Popen[bytes]:
     if os.getuid() != os.geteuid():
         switch = {"user": os.geteuid(), "group": os.getegid()}
     try:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             argv,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -430,6 +424,11 @@ def _start(argv: Sequence[str], stderr: int) -> subprocess.Popen[bytes]:
         )
     except OSError as error:
         raise Refused(f"cannot run {argv[0]}: {error.strerror}; install openssh-client on this host") from error
+    for pipe in (process.stdin, process.stdout):
+        assert pipe is not None
+        with contextlib.suppress(OSError):  # an account may have so many of them only
+            fcntl.fcntl(pipe.fileno(), F_SETPIPE_SZ, CHUNK_BYTES)  # fewer switches between it and us
+    return process
 
 
 def _entry(record: Sequence[Any]) -> Entry:

@@ -232,14 +232,6 @@ def test_a_directory_that_is_not_mounted_is_unreachable(tmp_path):
         connect(Place("nas", directory=str(tmp_path / "nas")), config())
 
 
-def test_a_directory_can_do_nothing_else(tmp_path):
-    with (
-        connect(Place("nas", directory=str(tmp_path)), config()) as nas,
-        pytest.raises(HotspareError, match="tree_accept"),
-    ):
-        nas.call("tree_accept", path="x")
-
-
 # --- whose WAL it is -------------------------------------------------------------------------------------------------
 
 
