@@ -24,7 +24,7 @@ from .shell import HotspareError
 
 INCOMING = ".incoming-"  # what names of temporary files begin with
 BLOCK = 1 << 20
-Path = Union[str, bytes]
+AnyPath = Union[str, bytes]
 
 
 class Full(HotspareError):
@@ -78,11 +78,11 @@ OS = Layer()
 
 
 def receive(
-    root: Path,
-    relative_path: Path,
+    root: AnyPath,
+    relative_path: AnyPath,
     *,
     mode: int = 0o640,
-    evidence: Optional[Path] = None,
+    evidence: Optional[AnyPath] = None,
     digest: Optional[Callable[[], str]] = None,
     layer: Layer = OS,
 ) -> Incoming:
@@ -248,7 +248,7 @@ def make_directories(root: str, path: str, mode: int, layer: Layer = OS) -> None
     with contextlib.suppress(FileExistsError):
         layer.mkdir(path, mode | (mode & 0o444) >> 2)  # who may read files may enter
     if os.path.islink(path) or not os.path.isdir(path):
-        raise NotADirectoryError(errno.ENOTDIR, "is not a directory, or a link to one", path)
+        raise NotADirectoryError(errno.ENOTDIR, "it is a symbolic link, or no directory", path)
     sync_directory(parent, layer)
     layer.durable.add(path)
 
@@ -263,7 +263,7 @@ def confirm(path: str, layer: Layer = OS) -> None:
     sync_directory(os.path.dirname(path), layer)
 
 
-def remove(root: Path, paths: Iterable[Path], layer: Layer = OS) -> list[str]:
+def remove(root: AnyPath, paths: Iterable[AnyPath], layer: Layer = OS) -> list[str]:
     """Remove these files below `root` in this order, durably; those that were there. HotspareError.
 
     A directory is made durable before the next is begun, so that what an interrupted run leaves has no hole in it.
@@ -284,7 +284,7 @@ def remove(root: Path, paths: Iterable[Path], layer: Layer = OS) -> list[str]:
     return removed
 
 
-def sweep(root: Path, layer: Layer = OS) -> list[str]:
+def sweep(root: AnyPath, layer: Layer = OS) -> list[str]:
     """Remove the temporary files below `root` whose writer is dead, as far as that can be done; their paths."""
     removed = []
     for directory, _, names in os.walk(os.fsdecode(root)):
@@ -309,7 +309,7 @@ def sync_directory(path: str, layer: Layer = OS) -> None:
         os.close(descriptor)
 
 
-def chunks(path: Path) -> Iterator[bytes]:
+def chunks(path: AnyPath) -> Iterator[bytes]:
     """A file's content in blocks; OSError, also when it is a symbolic link."""
     with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb", buffering=0) as file:
         while block := file.read(BLOCK):
@@ -332,11 +332,11 @@ def first_difference(one: Iterable[bytes], other: Iterable[bytes]) -> Optional[i
         position, first, second = position + common, first[common:], second[common:]
 
 
-def _normal(root: Path) -> str:
+def _normal(root: AnyPath) -> str:
     return os.path.normpath(os.fsdecode(root))
 
 
-def _below(root: Path, relative_path: Path) -> str:
+def _below(root: AnyPath, relative_path: AnyPath) -> str:
     """Bytes that are no UTF-8 stay what they are, as file names have them."""
     relative = os.fsdecode(relative_path)
     parts = relative.split("/")

@@ -21,6 +21,13 @@ from .wal import MIB, format_lsn, parse_history, parse_lsn, parse_segment_name, 
 
 MAGICS = {0xD106: 13, 0xD10D: 14, 0xD110: 15, 0xD113: 16, 0xD116: 17, 0xD118: 18}  # XLOG_PAGE_MAGIC
 CODES = ("name", "size", "magic", "flags", "system", "address", "timeline", "page", "hole", "empty", "parse", "changed")
+NEXT = {
+    **dict.fromkeys(CODES, "compare it with the file in pg_wal of the server that wrote it"),
+    "empty": "a crash or a copy left it so: bring what it held from another node, or remove it if it is a .backup",
+    "magic": "see which version wrote it, and whether this hotspare knows that one",
+    "system": "see whether another cluster is configured with this archive",
+}
+TEXTS = ("history", "backup")
 TEXT_BYTES = MIB  # a .history has some 60 bytes for each ancestor, a .backup some 400
 
 # Native byte order: PostgreSQL writes its structs as they are.
@@ -128,7 +135,7 @@ class Check:
         self._hash.update(chunk)
         self.size += len(chunk)
         data = self._rest + chunk if self._rest else chunk
-        if self.kind in ("history", "backup"):
+        if self.kind in TEXTS:
             if self.size > TEXT_BYTES:
                 raise self._bad("size", f"has more than {TEXT_BYTES} bytes, which no such file needs")
             self._rest = data
@@ -146,13 +153,11 @@ class Check:
     def finish(self) -> WalFacts:
         """After the last byte: what the file holds; BadWal."""
         if self.size == 0:
-            raise self._bad("empty", "is empty, as the copy of a running server may have it: there is nothing to keep")
-        facts = WalFacts(self.name, self.kind, self.size, self.sha256())
-        if self.kind in ("history", "backup"):
-            text = self._rest.decode(errors="surrogateescape")
+            raise self._bad("empty", "is empty")
+        if self.kind in TEXTS:
             check = self._history if self.kind == "history" else self._backup
-            check(text)
-            return facts
+            check(self._rest.decode(errors="surrogateescape"))
+            return WalFacts(self.name, self.kind, self.size, self.sha256())
         found = self._header
         if found is None:
             raise self._bad("size", f"is cut off: it has {self.size} bytes, less than the header of a page")
@@ -162,7 +167,7 @@ class Check:
             self.name,
             self.kind,
             self.size,
-            facts.sha256,
+            self.sha256(),
             found.system_identifier,
             found.segment_size,
             found.magic,
@@ -265,12 +270,3 @@ class Check:
 
     def _bad(self, code: str, what: str) -> BadWal:
         return BadWal(f"{self.name} {what}; {NEXT[code]}", code=code, name=self.name)
-
-
-_COMPARE = "it is not archived: compare it with the file in pg_wal of the server that wrote it"
-NEXT = {
-    **dict.fromkeys(CODES, _COMPARE),
-    "empty": "remove it, and its .ready in archive_status, from pg_wal",
-    "system": "see whether another cluster is configured with this archive",
-    "magic": "see which version wrote it, and whether this hotspare knows that",
-}

@@ -27,7 +27,7 @@ PATH = "a/b/file"
 LIMITS = range(30)  # more than the calls that storing a file takes
 
 
-def put(root: Path, content: bytes, path: store.Path = PATH, layer: store.Layer | None = None) -> store.Stored:
+def put(root: Path, content: bytes, path: store.AnyPath = PATH, layer: store.Layer | None = None) -> store.Stored:
     with store.receive(root, path, layer=layer or store.Layer()) as incoming:
         incoming.write(content[:4])
         incoming.write(content[4:])
@@ -139,7 +139,7 @@ def test_paths_that_lead_elsewhere(root, path):
 
 def test_links_that_lead_elsewhere(root, tmp_path):
     (root / "a").symlink_to(tmp_path)
-    with pytest.raises(HotspareError, match="is not a directory, or a link to one"):
+    with pytest.raises(HotspareError, match="it is a symbolic link, or no directory"):
         store.receive(root, "a/x")
     (root / "link").symlink_to(tmp_path / "target")
     (tmp_path / "target").write_bytes(ONE)
