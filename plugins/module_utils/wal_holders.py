@@ -39,7 +39,7 @@ LISTING = """SET search_path = pg_catalog;
 SELECT (SELECT system_identifier::text FROM pg_control_system()),
   CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_flush_lsn() END::text,
   ARRAY(SELECT pg_ls_dir('pg_wal', true, false))"""
-READING = "SELECT pg_catalog.pg_read_binary_file('pg_wal/' || %s, %s, %s, true)"
+READING = "SELECT pg_catalog.pg_read_binary_file(%s, %s, %s, true)"
 
 
 @dataclass(frozen=True)
@@ -110,6 +110,17 @@ def stray(name: str, server: Server) -> bool:
     return segment is None or segment.number >= (end if kind(name) == "segment" else end + 1)
 
 
+def superseded(archived: Iterable[str], server: Server) -> Optional[str]:
+    """Why WAL of this server does not count: others have left its timeline, and where it did not follow. (Pure.)
+
+    Of a primary it counts. One that is promoted beside it must not end its archive.
+    """
+    newer = [name for name in archived if kind(name) == "history" and int(name[:8], 16) > server.timeline]
+    if server.role == "primary" or not newer:
+        return None
+    return f"it is on timeline {server.timeline} and {max(newer)} is archived: what it wrote last may belong to nobody"
+
+
 def account_of(config: ArchiveConfig) -> str:
     """Whose the archive of this host is; HotspareError."""
     if config.node is not None:
@@ -153,6 +164,10 @@ class Holder:
     def digest(self, names: Iterable[str]) -> dict[str, Digest]:
         """The content of each of these, read again; HotspareError."""
         raise NotImplementedError
+
+    def leave_out(self, reason: str) -> None:
+        """Nothing is taken from it."""
+        self.held, self.error = {}, reason
 
 
 class OwnWal(Holder):
@@ -217,7 +232,7 @@ class PeerWal(Holder):
             with self._asking() as cursor:
                 block = None
                 while block is None or len(block) == BLOCK:
-                    cursor.execute(READING, (name, incoming.size, BLOCK))
+                    cursor.execute(READING, (f"pg_wal/{name}", incoming.size, BLOCK))
                     block = cursor.fetchone()[0]
                     if block is None:
                         raise HotspareError(f"{self.name} has no {name} any more")
@@ -304,6 +319,10 @@ class Look:
         self.archives = [Archived(place, config, self.identity, stack) for place in config.destinations]
         self.archives.append(Archived(own, config, self.identity, stack, own=True))
         self.chosen = [archive for archive in self.archives if archive.name in chosen]
+        if self.own_wal is not None and server is not None:
+            reason = superseded((name for archive in self.archives for name in archive.held), server)
+            if reason is not None:
+                self.own_wal.leave_out(reason)
 
     @property
     def holders(self) -> list[Holder]:

@@ -264,7 +264,7 @@ def _read_again(seen: Look, names: Collection[str]) -> tuple[dict[str, dict[str,
 def _compare(seen: Look, found: Cut) -> dict[str, Any]:
     digests, works = _read_again(seen, {name for archive in seen.chosen for name in archive.held})
     different = odd(digests)
-    should = wanted([holder.held for holder in seen.holders], seen.server, found.before)
+    should = set(wanted([holder.held for holder in seen.holders], seen.server, found.before))
     readers = Counter(name for files in digests.values() for name in files)
     records, problems = [], []
     for work in (work for work in works if work.archive in seen.chosen):
@@ -274,8 +274,8 @@ def _compare(seen: Look, found: Cut) -> dict[str, Any]:
             if digest.size is not None:
                 work.did(name, digest.size)
         record = work.record(
-            # Nobody ships to our own store from here.
-            missing=[name for name in should if name not in archive.held and not archive.own and not archive.error],
+            # Nobody ships to our own store from here, and what is .ready is on its way.
+            missing=[] if archive.own or archive.error else sorted(should.difference(archive.held, seen.ready)),
             different=different.get(archive.name, []),
             damaged=[f"{name}: {digest.error}" for name, digest in files.items() if digest.error],
             alone=sum(readers[name] == 1 for name in files),
@@ -417,7 +417,7 @@ def _place(
 
 def _waiting(seen: Look, archive: Archived, found: Cut) -> Optional[float]:
     """For how long the oldest file here that is not there has been complete (s); None where there is no WAL here."""
-    if seen.own_wal is None:
+    if seen.own_wal is None or seen.own_wal.error:
         return None
     written = seen.own_wal.written
     lacking = [name for name in wanted([written], seen.server, found.before) if name not in archive.held]
@@ -448,7 +448,7 @@ def _result(seen: Look, records: list[dict[str, Any]], problems: list[str], **mo
         "changed": any(record["files"] for record in records),
         "destinations": records,
         "problems": unasked + problems,
-        "warnings": [f"{holder.name} could not be asked what it has: {holder.error}" for holder in others],
+        "warnings": [f"nothing was taken from {holder.name}: {holder.error}" for holder in others],
         **more,
     }
 

@@ -194,6 +194,23 @@ def test_what_the_old_primary_wrote_after_the_switch_is_reported_only(lab: Lab) 
     assert result["problems"] == []
 
 
+@pytest.mark.parametrize("role", ["standby", "stopped", "unknown"])
+def test_of_an_old_primary_that_did_not_follow_nothing_is_taken(lab: Lab, role: str) -> None:
+    lab.server = Server(role, 1, (), 8 * MIB + 100, IDENTITY)
+    lab.write(name(4), name(5), name(6))
+    lab.fill("one", name(3), "00000002.history")
+    result = wal_sync.sync(lab.config())
+    assert (lab.held("two"), result["strays"]) == ([name(3)], ["00000002.history"])
+    (warning,) = result["warnings"]
+    assert warning.startswith(
+        "nothing was taken from pg_wal of here: it is on timeline 1 and 00000002.history is archived"
+    )
+
+    lab.server = replace(lab.server, role="primary")
+    assert wal_sync.sync(lab.config())["warnings"] == []
+    assert lab.held("two") == [name(3), name(4), name(5), name(6)]
+
+
 def test_one_that_is_away_keeps_nothing_from_the_others(lab: Lab) -> None:
     lab.write(name(3), name(4))
     os.rename(lab.directory / "one", lab.directory / "unmounted")
@@ -259,6 +276,12 @@ def test_verified(lab: Lab) -> None:
     two = record(wal_sync.verify(lab.config()), "two")
     assert (two["missing"], two["different"]) == ([name(2)], [])
     assert len(wal_sync.verify(lab.config())["problems"]) == 2
+
+    lab.write(name(7, 2))
+    (lab.wal / "archive_status" / f"{name(7, 2)}.ready").touch()
+    assert len(wal_sync.verify(lab.config())["problems"]) == 2, "what PostgreSQL is to hand over is not missing"
+    (lab.wal / "archive_status" / f"{name(7, 2)}.ready").rename(lab.wal / "archive_status" / f"{name(7, 2)}.done")
+    assert len(wal_sync.verify(lab.config())["problems"]) == 3
 
 
 # --- prune
