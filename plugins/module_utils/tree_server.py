@@ -4,9 +4,9 @@
 """What a destination does for who ships documents to it: tells what it holds, and takes what it lacks.
 
 rsync brings documents into a staging directory of the tree, .hotspare-incoming/SOURCE. From there they are linked to
-their places when their content is what was announced, and never over another file. What differs from what is there is
-kept in .hotspare-conflicts/SHA256. Names come from another host, so each one goes through `parse_line`, and no folder
-is entered through a link.
+their places when their content is what was announced, and never over another file. What differs from what is there
+goes to .hotspare-conflicts/PATH/SHA256. Names come from another host, so each one goes through `parse_line`, and no
+folder is entered through a link.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import itertools
 import os
 import pwd
 import re
-import shlex
 import shutil
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -99,7 +98,7 @@ class Copy:
 
     def evidence(self, entry: Entry) -> bytes:
         """Where content lies whose place is taken by other content; relative to the top."""
-        return os.path.join(EVIDENCE, entry.sha256.encode(), entry.path)
+        return os.path.join(EVIDENCE, entry.path, entry.sha256.encode())
 
     def holds(self, entry: Entry) -> Optional[bool]:
         """Whether a document is there with this content, which is read; None when nothing is in its place."""
@@ -180,7 +179,7 @@ def rsync(config: ArchiveConfig, command: str) -> NoReturn:
 
 def receiver(config: ArchiveConfig, command: str) -> tuple[list[str], Copy, bytes]:
     """What to run for `rsync ... HOST:TREE/SOURCE`; it may receive files and folders there, and nothing else."""
-    words = shlex.split(command)
+    words = command.split(" ")
     flags, target = words[2:-2], "".join(words[-1:])
     allowed = [word for word in flags if _FLAGS.fullmatch(word) or word == "--partial"]
     name, _, source = target.partition("/")

@@ -62,8 +62,8 @@ from .tree_files import (
 from .tree_server import EVIDENCE
 from .wire import Unreachable, failed, failure
 
-BATCH_FILES = 2000
-BATCH_BYTES = 256 << 20
+BATCH_FILES = 5000
+BATCH_BYTES = 512 << 20
 NAMES = 1000  # listed of each kind
 SAID = 3  # of them in a sentence
 WAIT_SECONDS = 300  # for another run on the same tree
@@ -223,7 +223,9 @@ def _home(config: ArchiveConfig, tree: Tree) -> Home:
 
 def _record(tree: Tree) -> dict[str, Any]:
     """What every result has."""
-    lists: dict[str, Any] = {key: [] for key in ("missing_days", "skipped_open_files", "refused", "conflicts", "sealed")}
+    lists: dict[str, Any] = {
+        key: [] for key in ("missing_days", "skipped_open_files", "refused", "conflicts", "sealed")
+    }
     said: dict[str, Any] = {"error": None, "problems": [], "destinations": [], "counts": {}}
     return {"name": tree.name, "path": tree.path, "changed": False, **lists, **said}
 
@@ -486,7 +488,7 @@ class Target:
                 self.names.add(escaped(entry.path))
         for entry, state in states.items():
             if state in ("different", "kept"):
-                kept = f"{os.fsdecode(EVIDENCE)}/{entry.sha256}"
+                kept = f"{os.fsdecode(EVIDENCE)} as {entry.sha256}"
                 self.conflicts.path(entry.path, f"is another one there: both stay, and this one lies there in {kept}")
         return len(entries) == len(found) and set(states.values()) <= {"same", "new"}
 

@@ -69,16 +69,19 @@ class Node:
         return file
 
     def documents(self) -> dict[str, str]:
-        """Path to content, but for what is ours."""
-        files = (path for path in self.path.rglob("*") if path.is_file() or path.is_symlink())
-        found = {str(path.relative_to(self.path)): path for path in files}
-        return {name: path.read_text("utf-8") for name, path in found.items() if not name.startswith(".hotspare-")}
+        """Path to content, or to where a link leads; not what is ours."""
+        found = {}
+        for path in self.path.rglob("*"):
+            name = str(path.relative_to(self.path))
+            if not name.startswith(".hotspare-") and (path.is_symlink() or path.is_file()):
+                found[name] = f"-> {os.readlink(path)}" if path.is_symlink() else path.read_text("utf-8")
+        return found
 
     def evidence(self) -> dict[tuple[str, str], str]:
         """What was kept of conflicts: path and SHA-256 to content."""
         top = self.path / ".hotspare-conflicts"
         files = [path.relative_to(top) for path in top.rglob("*") if path.is_file()]
-        return {(str(Path(*path.parts[1:])), path.parts[0]): (top / path).read_text("utf-8") for path in files}
+        return {(str(path.parent), path.name): (top / path).read_text("utf-8") for path in files}
 
 
 class Link:
