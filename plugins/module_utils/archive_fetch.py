@@ -18,8 +18,9 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, TimeoutError
 from functools import partial
-from typing import Optional, Protocol
+from typing import Optional
 
 from .archive import Archive
 from .archive_config import ArchiveConfig, Place
@@ -30,9 +31,13 @@ from .wal import MIB, parse_segment_name, segment_name
 from .wal_file import Check, kind
 from .wire import Missing, Unreachable
 
-# s, for a standby: it asks again, and its promotion asks as well, while the host of the old primary may be dead.
-STANDBY_PATIENCE = 1.0
+# s, for an answer: a standby asks again, and a promotion asks as well, while the host of the old primary may be dead.
+STANDBY_PATIENCE = 0.5
+ALONE_PATIENCE = 5.0  # the same without the shipper, when each question needs a connection
+STALLED_SECONDS = 1.0  # the same, for a file that is on its way
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 10.0  # s, between two attempts to connect
+WARM_SECONDS = 10.0  # between two looks whether a standby is connected
+MOST_FAILURES = 7  # that make the next attempt wait longer
 USUAL_SEGMENT = 16 * MIB  # what fetch_ahead counts in: as many segments of 1 GB would fill the disk
 TEMPORARY = ".hotspare-"
 
@@ -45,13 +50,6 @@ def always() -> bool:
     return True
 
 
-class Source(Protocol):
-    """A place that may hold a file."""
-
-    def bring(self, name: str, put: Put, wait: Optional[float]) -> bool:
-        """Give the content to `put`; False when it is not there, HotspareError when that is not known in `wait` s."""
-
-
 class Line:
     """A lasting connection to a destination, made anew when it broke, but not too often. For one thread at a time."""
 
@@ -61,7 +59,8 @@ class Line:
         self.again = 0.0  # when the next one may be tried (time.monotonic)
         self._connect = partial(connect, place, config)
         self._destination: Optional[Destination] = None
-        self._pause = FIRST_PAUSE
+        self._opening: Optional[Future[Destination]] = None
+        self._failures = 0  # in a row
 
     @property
     def connected(self) -> bool:
@@ -69,29 +68,65 @@ class Line:
 
     @contextlib.contextmanager
     def use(self, wait: Optional[float] = None) -> Iterator[Destination]:
-        """The destination; Unreachable, without an attempt when a new connection failed a moment ago."""
-        if self.error is not None and time.monotonic() < self.again:
+        """The destination; Unreachable, without an attempt when a new connection failed a moment ago.
+
+        wait: s, for a connection; an attempt goes on after that, for who comes next.
+        """
+        if self.error is not None and time.monotonic() < self.again and not self._done():
             raise self.error.with_traceback(None)
         new = self._destination is None
         try:
             if self._destination is None:
-                self._destination = self._connect(wait=wait)
+                self._destination = self._opened(wait)
             yield self._destination
-            self.error, self._pause = None, FIRST_PAUSE
+            self.error, self._failures = None, 0
         except Unreachable as error:
             if self._destination is not None:
                 self._destination.close()
                 self._destination = None
             if new:  # an old one may be as long dead as nobody used it
                 self.error = error
-                self.again = time.monotonic() + self._pause
-                self._pause = min(2 * self._pause, LONGEST_PAUSE)
+                self.again = time.monotonic() + min(FIRST_PAUSE * 2**self._failures, LONGEST_PAUSE)
+            self._failures = min(self._failures + 1, MOST_FAILURES)
             raise
+
+    def open(self) -> None:
+        """See that there is a connection soon, and do not wait for it."""
+        if self._done() is False:
+            self._opening = None
+        if self._destination is None and self._opening is None:
+            self._opening = Future()
+            threading.Thread(target=self._open, args=(self._opening,), daemon=True).start()
+
+    def _open(self, opening: Future[Destination]) -> None:
+        try:
+            opening.set_result(self._connect())
+        except HotspareError as error:
+            opening.set_exception(error)
+
+    def _done(self) -> Optional[bool]:
+        """Whether an attempt succeeded; None while it lasts, or when there is none."""
+        if self._opening is None or not self._opening.done():
+            return None
+        return self._opening.exception() is None
+
+    def _opened(self, wait: Optional[float]) -> Destination:
+        self.open()
+        assert self._opening is not None
+        try:
+            destination = self._opening.result(wait)
+        except TimeoutError:
+            raise Unreachable(f"{self.name} has not let us in for {wait:g} s; see that host and its network") from None
+        except HotspareError:
+            self._opening = None
+            raise
+        self._opening = None
+        return destination
 
     def bring(self, name: str, put: Put, wait: Optional[float]) -> bool:
         with self.use(wait) as destination:
-            try:
-                content = destination.get(name, wait=wait)
+            try:  # who is only slow shall be in time at last
+                content = destination.get(name, wait=None if wait is None else wait * 2**self._failures)
             except Missing:
                 return False
             put(content)
@@ -119,19 +154,20 @@ class Fetcher:
             raise HotspareError(f"{config.name} is an archive host: it has no server that could restore anything")
         self._node = config.node
         self._own = Own(config.directory)
-        self._sources: list[Source] = [self._own, *(Line(place, config, connect) for place in config.destinations)]
+        self._lines = [Line(place, config, connect) for place in config.destinations]
         self._spool = config.spool
         self._ahead = 0  # until look_ahead()
         self._turn = threading.Condition()
         self._busy = False
+        self._moved = 0.0  # when something came last (time.monotonic)
         self._asked = 0  # how many wait for their turn, or have it
         self._window: list[str] = []  # what to have in the spool, in this order
 
     def restore(self, name: str, path: str, *, wait: Optional[float] = None, wanted: Wanted = always) -> bool:
         """Make an archived file `path`; False when it is not archived, HotspareError when that is not known.
 
-        wait: seconds to wait for each place. If `wanted` says no once the file has come, whoever asked is gone, and the
-        next one may have asked: it is dropped.
+        wait: seconds to wait for an answer, more where one was late before. If `wanted` says no once the file has come,
+        whoever asked is gone, and the next one may have asked: it is dropped.
         """
         if kind(name) in (None, "partial"):  # no server asks for these: a .partial never is the segment
             return False
@@ -155,8 +191,11 @@ class Fetcher:
     def _work(self) -> None:
         while True:
             with self._turn:
-                self._turn.wait_for(lambda: not self._asked and self._missing())
+                self._turn.wait_for(lambda: not self._asked and self._missing(), WARM_SECONDS)
             with self._served():
+                if patience(self._node.data_directory) is not None:
+                    for line in self._lines:
+                        line.open()  # for a promotion, which asks as well
                 name = self._missing()
                 if name is not None and not self._spooled(name):
                     self._window = self._window[: self._window.index(name)]  # it ends here, for now
@@ -166,11 +205,17 @@ class Fetcher:
         """Inside it is our turn. HotspareError."""
         with self._turn:
             self._asked += 1
-            ours = self._turn.wait_for(lambda: not self._busy, wait)
+            while self._busy and (wait is None or time.monotonic() < self._moved + STALLED_SECONDS):
+                self._turn.wait(STALLED_SECONDS)
+            ours = not self._busy
             self._busy = True
+            if ours:
+                self._moved = time.monotonic()
         try:
             if not ours:
-                raise HotspareError(f"another file is on its way, and was so for {wait} s: ask again")
+                raise HotspareError(
+                    f"another file is on its way, and nothing came for {STALLED_SECONDS:g} s: ask again"
+                )
             yield
         finally:
             with self._turn:
@@ -184,18 +229,24 @@ class Fetcher:
         system_identifier = self._system_identifier()
 
         def put(content: Iterable[bytes]) -> None:
-            write(content, path, Check(name, system_identifier=system_identifier), wanted)
+            write(self._moving(content), path, Check(name, system_identifier=system_identifier), wanted)
 
         troubles = []
-        for source in self._sources:
+        places: list[Own | Line] = [self._own, *self._lines]
+        for place in places:
             try:
-                if source.bring(name, put, wait):
+                if place.bring(name, put, wait):
                     return True
             except HotspareError as error:
                 troubles.append(error)
         if troubles:
             raise troubles[0]
         return False
+
+    def _moving(self, content: Iterable[bytes]) -> Iterator[bytes]:
+        for chunk in content:
+            self._moved = time.monotonic()
+            yield chunk
 
     # --- the spool ---------------------------------------------------------------------------------------------------
 
@@ -246,9 +297,9 @@ class Fetcher:
             return None
 
 
-def patience(data_directory: str) -> Optional[float]:
-    """How long to wait for each place; None is as long as it takes."""
-    return STANDBY_PATIENCE if os.path.exists(os.path.join(data_directory, "standby.signal")) else None
+def patience(data_directory: str, seconds: float = STANDBY_PATIENCE) -> Optional[float]:
+    """How long a server waits for each place: so long when it is a standby, else as long as it takes."""
+    return seconds if os.path.exists(os.path.join(data_directory, "standby.signal")) else None
 
 
 def following(name: str, size: int, ahead: int) -> list[str]:

@@ -158,13 +158,14 @@ def _restore(config: str, name: str, path: str) -> int:
     """restore_command without the shipper; ABSENT for what is not archived, another code for an error."""
     from .archive_client import ABSENT
     from .archive_config import read_archive_config
-    from .archive_fetch import Fetcher, patience
+    from .archive_fetch import ALONE_PATIENCE, Fetcher, patience
     from .wire import exit_code
 
     parent = os.getppid()
     try:
         fetcher = Fetcher(read_archive_config(config))
-        found = fetcher.restore(name, path, wait=patience(os.getcwd()), wanted=lambda: os.getppid() == parent)
+        wait = patience(os.getcwd(), ALONE_PATIENCE)
+        found = fetcher.restore(name, path, wait=wait, wanted=lambda: os.getppid() == parent)
     except HotspareError as error:
         _say(error.message)
         return exit_code(error)

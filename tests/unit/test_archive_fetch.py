@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import struct
 import threading
 import time
@@ -59,9 +60,9 @@ class Site:
         (self.directory / "file").write_bytes(content)
         Archive(str(self.directory / where)).put(name, str(self.directory / "file"))
 
-    def connect(self, place, found, *, wait=None) -> LocalDestination:
+    def connect(self, place, found) -> LocalDestination:
         """As connect(), but it is noted what was got."""
-        destination = connect(place, found, wait=wait)
+        destination = connect(place, found)
         get = destination.get
 
         def noted(name, *, wait=None):
@@ -223,7 +224,7 @@ def test_many_who_ask_at_once(site):
     assert found == dict.fromkeys(NAMES, True)
 
 
-def test_a_standby_does_not_wait_long_for_another_file(site):
+def test_a_standby_does_not_wait_long_for_another_file(site, monkeypatch):
     blocked, release = threading.Event(), threading.Event()
 
     class Stuck(LocalDestination):
@@ -232,11 +233,12 @@ def test_a_standby_does_not_wait_long_for_another_file(site):
             assert release.wait(SECONDS)
             return super().get(name)
 
-    fetcher = Fetcher(site.config, lambda place, found, *, wait=None: Stuck(place, found))
+    fetcher = Fetcher(site.config, Stuck)
     thread = threading.Thread(target=fetcher.restore, args=(NAMES[0], str(site.target)))
     thread.start()
     assert blocked.wait(SECONDS)
-    with pytest.raises(HotspareError, match="on its way"):
+    monkeypatch.setattr(archive_fetch, "STALLED_SECONDS", 0.01)
+    with pytest.raises(HotspareError, match="nothing came"):
         fetcher.restore(NAMES[1], str(site.target), wait=0.01)
     release.set()
     thread.join(SECONDS)
@@ -248,7 +250,7 @@ def test_a_line_is_made_anew_but_not_too_often(site, monkeypatch):
     monkeypatch.setattr(archive_fetch.time, "monotonic", lambda: clock[0])
     made, works = [], [True]
 
-    def connecting(place, found, *, wait=None):
+    def connecting(place, found):
         made.append(clock[0])
         if not works[0]:
             raise Unreachable("nobody there")
@@ -274,13 +276,31 @@ def test_a_line_is_made_anew_but_not_too_often(site, monkeypatch):
             pass
         clock[0] += 0.1
     pauses = [later - sooner for sooner, later in zip(made[1:], made[2:])]
-    assert pauses[:4] == pytest.approx([0.2, 0.4, 0.8, 1.6], abs=0.15)
+    assert pauses[:4] == pytest.approx([0.4, 0.8, 1.6, 3.2], abs=0.15)
     assert pauses[6:] == pytest.approx([archive_fetch.LONGEST_PAUSE] * len(pauses[6:]), abs=0.15)
     works[0] = True
     clock[0] += 10
     with line.use():
         pass
     assert line.error is None
+
+
+def test_a_place_that_is_only_slow_is_waited_for_at_last(site):
+    """And not given up for ever, since each answer comes a little too late."""
+    site.put("a", NAMES[0], segment(NAMES[0]))
+
+    class Slow(LocalDestination):
+        def get(self, name, *, wait=None):
+            if wait is not None and wait < 3:
+                raise Unreachable("it was silent")
+            return super().get(name, wait=wait)
+
+    fetcher = Fetcher(site.config, Slow)
+    deadline = time.monotonic() + SECONDS
+    while not site.target.exists():
+        assert time.monotonic() < deadline
+        with contextlib.suppress(Unreachable):
+            fetcher.restore(NAMES[0], str(site.target), wait=0.5)
 
 
 @given(

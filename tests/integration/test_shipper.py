@@ -1,0 +1,315 @@
+# Copyright: (c) 2026, hotspare contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The shipper, its client and the program as PostgreSQL meets them: real servers and WAL, archive hosts behind ssh."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.hotspare.postgresql.plugins.module_utils import archive_client
+from ansible_collections.hotspare.postgresql.plugins.module_utils.archive import Archive
+from ansible_collections.hotspare.postgresql.plugins.module_utils.archive_client import ABORT
+
+from .archives import PYTHON, ArchiveHost, Archives
+from .conftest import ACCOUNT, Node, eventually, execute
+
+MEMORY_KIB = 60 * 1024
+# What pgarch.c writes when archive_command ended it.
+ARCHIVER_DIED = re.compile(r"archiver process .* exited|archive command (was terminated|failed with exit code 12[678])")
+
+
+class Station:
+    """A node with its CONFIG, its shipper, and a server that is configured for both."""
+
+    def __init__(self, archives: Archives, node: Node, hosts: list[ArchiveHost], **changes: Any) -> None:
+        self.node = node
+        destinations = [host.place for host in hosts]
+        self.path = archives.config(node.instance.name, node.instance, destinations=destinations, **changes)
+        self.config = json.loads(self.path.read_text(encoding="utf-8"))
+        self.client = archives.directory / "archive_client.py"
+        shutil.copy(archive_client.__file__, self.client)
+        self.socket = f"{self.config['run']}/socket"
+        self.own = Archive(self.config["directory"])
+        self.shipper: subprocess.Popen[bytes] | None = None
+        self.log = archives.directory / f"shipper-{node.instance.name}.log"
+        text = (
+            f"archive_mode = on\n"
+            f"archive_command = '{self.command('archive')} %p %f'\n"
+            f"restore_command = '{self.command('restore')} %f %p'\n"
+        )
+        execute("tee", str(Path(node.instance.config_file or "").parent / "conf.d" / "50-archive.conf"), stdin=text)
+
+    def command(self, name: str) -> str:
+        return f"{PYTHON} -I -S {self.client} {name} {self.socket} {self.path}"
+
+    def start(self) -> None:
+        """Run the shipper; returns when it is asked."""
+        with self.log.open("ab") as log:
+            argv = [PYTHON, "-I", self.config["program"], "archive-ship", str(self.path)]
+            self.shipper = subprocess.Popen(argv, user=ACCOUNT, group=ACCOUNT, cwd="/", stdout=log, stderr=log)
+        eventually(lambda: self.status().get("pid") == self.shipper.pid)
+
+    def kill(self) -> None:
+        if self.shipper is not None:
+            self.shipper.kill()
+            self.shipper.wait(30)
+            self.shipper = None
+
+    def status(self) -> dict[str, Any]:
+        path = Path(self.config["run"], "status.json")
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        return found
+
+    def place(self, name: str) -> dict[str, Any]:
+        """What the shipper says of a destination."""
+        return next(record for record in self.status()["destinations"] if record["name"] == name)
+
+    def call(self, command: str, *arguments: str) -> tuple[int, str]:
+        """The client by hand, as the server runs it."""
+        done = subprocess.run(
+            [*self.command(command).split(), *arguments],
+            user=ACCOUNT, group=ACCOUNT, cwd=self.node.data, capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+        return done.returncode, done.stderr
+
+    def segments(self, count: int = 1) -> list[str]:
+        """Make so many segments, with a row in each; their names."""
+        each = "SELECT pg_walfile_name(pg_current_wal_insert_lsn()); INSERT INTO ledger (note) VALUES ('x');"
+        return self.node.sql(f"{each} SELECT pg_switch_wal();" * count).splitlines()[::2]
+
+    def waiting(self) -> set[str]:
+        return {path.stem for path in (self.node.data / "pg_wal" / "archive_status").glob("*.ready")}
+
+    def archived(self) -> str:
+        """What the server says was archived last."""
+        return self.node.sql("SELECT last_archived_wal FROM pg_stat_archiver")
+
+    def archiver(self) -> str:
+        """Its process: a new one after each time that archive_command ended it."""
+        return self.node.sql("SELECT pid FROM pg_stat_activity WHERE backend_type = 'archiver'")
+
+
+@pytest.fixture
+def station(archives, lab):
+    """station([hosts], ...) -> a Station whose server and shipper run."""
+    made: list[Station] = []
+
+    def start(hosts: list[ArchiveHost], *, runs: bool = True, **changes: Any) -> Station:
+        found = Station(archives, lab.node(f"db-{len(made) + 1}"), hosts, **changes)
+        made.append(found)
+        if runs:
+            found.node.start()
+            found.start()
+        return found
+
+    yield start
+    for one in made:
+        one.kill()
+        print(one.log.read_text(encoding="utf-8") if one.log.exists() else "", one.node.log, sep="\n----\n")
+
+
+@pytest.fixture
+def small(archives):
+    """A directory with room for two segments."""
+    path = archives.make_directory("small")
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40m,mode=0755", "tmpfs", path], check=True)
+    shutil.chown(path, ACCOUNT, ACCOUNT)
+    yield path
+    subprocess.run(["umount", "--lazy", path], check=True)
+
+
+def held(host: ArchiveHost) -> set[str]:
+    return {entry.name for entry in Archive(str(host.directory)).inventory()}
+
+
+def receiving(host: ArchiveHost) -> bool:
+    """Whether a file is on its way, or what is left of one."""
+    return bool(list(host.directory.rglob(".incoming-*")))
+
+
+def has(host: ArchiveHost, names: Iterable[str]) -> Callable[[], bool]:
+    return lambda: held(host) >= set(names)
+
+
+def test_wal_goes_where_it_shall(archives, station):
+    hosts = [archives.host("one"), archives.host("two")]
+    db = station(hosts, require="all")
+    names = db.segments(5)
+    eventually(lambda: not db.waiting())
+    for host in hosts:
+        assert held(host) >= set(names)
+    assert db.archived() == names[-1]
+    eventually(lambda: db.status()["acknowledged"] == names[-1])
+    for name in ("one", "two"):
+        found = db.place(name)
+        assert [found[key] for key in ("state", "error", "last", "waiting", "behind")] == [
+            "connected", None, names[-1], 0, 0,
+        ]  # fmt: skip
+    assert len(hosts[0].programs()) == 1  # one lasting connection
+    peak = re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{db.shipper.pid}/status").read_text(encoding="utf-8"))
+    assert peak
+    assert int(peak[1]) <= MEMORY_KIB
+
+
+def test_one_of_two_is_enough_and_the_other_gets_it_later(archives, station):
+    near, far = archives.host("near"), archives.host("far")
+    far.stop()
+    db = station([near, far])
+    names = db.segments(2)
+    eventually(lambda: not db.waiting())
+    assert held(near) >= set(names)
+    eventually(lambda: (db.place("far")["state"], db.place("far")["behind"]) == ("unreachable", 2))
+    far.start()
+    eventually(has(far, names))
+    eventually(lambda: (db.place("far")["state"], db.place("far")["behind"]) == ("connected", 0))
+
+
+def test_a_shipper_that_is_killed_in_the_middle(archives, station):
+    """And killed again and again: the archiver hardly notices, and nothing is lost."""
+    store = archives.host("store")
+    db = station([store])
+    archiver = db.archiver()
+    names = []
+    for _ in range(2):
+        names += db.segments(2)
+        eventually(lambda: receiving(store) or not db.waiting())
+        db.kill()
+        names += db.segments(1)
+        eventually(lambda: not db.waiting())  # without it
+        db.start()
+    eventually(lambda: not db.waiting())
+    assert held(store) >= set(names)
+    assert db.archiver() == archiver
+    assert "without it, slowly" in db.node.log
+    assert not ARCHIVER_DIED.search(db.node.log)
+    eventually(lambda: not receiving(store))
+
+
+def test_a_destination_that_dies(archives, station):
+    store = archives.host("store")
+    db = station([store])
+    archiver = db.archiver()
+    names = db.segments(1)
+    eventually(has(store, names))
+    store.stop()
+    names += db.segments(3)
+    eventually(lambda: db.place("store")["state"] == "unreachable" and db.place("store")["waiting"] == 3)
+    assert db.call("archive", f"pg_wal/{names[-1]}", names[-1])[0] == 12
+    store.start()
+    eventually(has(store, names))  # by itself, before the archiver asks again
+    names += db.segments(1)  # which wakes it
+    eventually(lambda: not db.waiting())
+    assert db.archiver() == archiver
+
+
+def test_a_destination_that_is_full(archives, station, small):
+    store = archives.host("store", directory=small)
+    db = station([store])
+    names = db.segments(4)
+    eventually(lambda: db.place("store")["state"] == "full")
+    assert db.waiting()
+    assert "no room" in db.place("store")["error"]
+    assert db.call("archive", f"pg_wal/{names[-1]}", names[-1])[0] == 13
+    subprocess.run(["mount", "-o", "remount,size=400m", small], check=True)
+    eventually(has(store, names))
+    eventually(lambda: db.place("store")["state"] == "connected")
+    assert not list(small.rglob(".incoming-*"))
+
+
+def test_what_is_refused_does_not_hold_up_the_rest(archives, station):
+    store = archives.host("store")
+    db = station([store])
+    names = db.segments(1)
+    eventually(has(store, names))
+    store.stop()
+    names += db.segments(3)
+    there = put_other(store, db, names[1])
+    empty = f"{names[1]}.00000028.backup"  # as the copy of a running server has it
+    for path in (f"pg_wal/{empty}", f"pg_wal/archive_status/{empty}.ready"):
+        execute("touch", str(db.node.data / path))
+    store.start()
+    eventually(has(store, names))
+    eventually(lambda: db.place("store")["state"] == "conflict" and db.place("store")["waiting"] == 2)
+    code, said = db.call("archive", f"pg_wal/{names[1]}", names[1])
+    assert code == 10
+    assert names[1] in said
+    assert "differs from byte 100" in said
+    code, said = db.call("archive", f"pg_wal/{empty}", empty)
+    assert (code, "is empty" in said) == (11, True)
+    assert there.read_bytes() != (db.node.data / "pg_wal" / names[1]).read_bytes()
+    # Somebody found out which is the right one.
+    there.unlink()
+    (db.node.data / "pg_wal" / "archive_status" / f"{empty}.ready").unlink()
+    assert db.call("archive", f"pg_wal/{names[1]}", names[1]) == (0, "")
+    db.segments(1)
+    eventually(lambda: db.place("store")["state"] == "connected" and not db.waiting())
+
+
+def put_other(host: ArchiveHost, db: Station, name: str) -> Path:
+    """Let the archive have other content under this name; where it lies."""
+    content = bytearray((db.node.data / "pg_wal" / name).read_bytes())
+    content[100] ^= 1  # within the first record
+    scratch = host.home / "scratch"
+    scratch.write_bytes(content)
+    stored = Path(Archive(str(host.directory)).put(name, str(scratch)).path)
+    for path in (host.directory, *host.directory.rglob("*")):
+        shutil.chown(path, ACCOUNT, ACCOUNT)
+    return stored
+
+
+def test_a_standby_from_the_archive_alone(archives, station):
+    store = archives.host("store")
+    db = station([store])
+    db.segments(6)
+    eventually(lambda: not db.waiting())
+    standby = station([store], runs=False)
+    execute("touch", str(standby.node.data / "standby.signal"))
+    standby.start()
+    standby.node.start()
+    eventually(lambda: len(standby.node.notes()) == 6)
+    # Nothing of this makes a standby end: no shipper, no archive, no way to it.
+    standby.kill()
+    db.segments(1)
+    eventually(lambda: len(standby.node.notes()) == 7)
+    store.stop()
+    standby.start()
+    name = db.segments(1)[0]
+    assert standby.call("restore", name, "pg_wal/RECOVERYXLOG")[0] == 12
+    store.start()
+    eventually(lambda: len(standby.node.notes()) == 8)
+    assert standby.call("restore", "00000002.history", "pg_wal/RECOVERYHISTORY") == (1, "")
+    assert standby.node.running
+
+
+def test_a_recovery_goes_on_with_all_of_the_archive_or_not_at_all(archives, station):
+    store = archives.host("store")
+    db = station([store])
+    db.segments(3)
+    eventually(lambda: not db.waiting())
+    db.node.stop()
+    recovery = station([store], runs=False)
+    execute("touch", str(recovery.node.data / "recovery.signal"))
+    store.stop()
+    for with_shipper in (False, True):
+        if with_shipper:
+            recovery.start()
+        assert recovery.call("restore", "000000010000000000000001", "pg_wal/RECOVERYXLOG")[0] == ABORT
+        with pytest.raises(AssertionError):
+            recovery.node.start()
+    assert (recovery.node.data / "recovery.signal").exists()
+    store.start()
+    eventually(lambda: recovery.place("store")["state"] == "connected")
+    recovery.node.start()
+    eventually(lambda: recovery.node.sql("SELECT pg_is_in_recovery()") == "f")
+    assert len(recovery.node.notes()) == 3
+    # It has a timeline of its own, and archives that.
+    names = recovery.segments(1)
+    eventually(has(store, ["00000002.history", *names]))
