@@ -96,9 +96,6 @@ class Archive:
                 code="system" if found.system_identifier != system_identifier else "size",
             )
         if not self._begun:
-            path = self._path("archive.json")  # another may have written it a moment ago
-            with store.explained("make durable", path):
-                store.confirm(path, self._layer)
             store.sweep(self.directory, self._layer)
             self._begun = True
         return found

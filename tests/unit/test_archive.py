@@ -16,7 +16,7 @@ import pytest
 from ansible_collections.hotspare.postgresql.plugins.module_utils import archive as library
 from ansible_collections.hotspare.postgresql.plugins.module_utils.archive import Archive, Identity
 from ansible_collections.hotspare.postgresql.plugins.module_utils.shell import HotspareError
-from ansible_collections.hotspare.postgresql.plugins.module_utils.store import INCOMING, Conflict, Stored
+from ansible_collections.hotspare.postgresql.plugins.module_utils.store import INCOMING, Conflict, Layer, Stored
 from ansible_collections.hotspare.postgresql.plugins.module_utils.wal import MIB
 from ansible_collections.hotspare.postgresql.plugins.module_utils.wal_file import BadWal
 from ansible_collections.hotspare.postgresql.plugins.module_utils.zstd import COMPRESS, through
@@ -200,6 +200,30 @@ class TestIn:
             thread.join()
         assert sorted(map(str, told)) == ["False", "False", "None", "None", "None", "True"]
         assert len([path for path in files(archive) if path.startswith("wal/")]) == 1
+
+    def test_another_comes_between_the_look_and_the_link(self, archive):
+        """It has to wait, and then finds a conflict."""
+        told: list[str] = []
+
+        def work() -> None:
+            try:
+                receive(Archive(archive.directory), content=segment(fill=b"y"), encoding="zstd")
+            except Conflict:
+                told.append("conflict")
+
+        other = threading.Thread(target=work)
+
+        class Overtaken(Layer):
+            def link(self, source, target):
+                if target.endswith(NAME):
+                    other.start()
+                    other.join(0.5)  # so long it would take, if it did not have to wait
+                super().link(source, target)
+
+        assert receive(Archive(archive.directory, layer=Overtaken())).new
+        other.join()
+        assert told == ["conflict"]
+        assert [path for path in files(archive) if path.startswith("wal/")] == [PLACE]
 
 
 class TestPut:

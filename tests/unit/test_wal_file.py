@@ -293,6 +293,9 @@ class TestBackup:
         code, message = refused(f"{start}.backup", BACKUP.encode(), segment_size=16 * MIB)
         assert code == "address" and "begins at 0/2000028 in 000000010000000000000002" in message
 
+    def test_of_another_backup_when_the_size_of_segments_is_not_known(self):
+        assert refused("000000010000000000000003.00000028.backup", BACKUP.encode())[0] == "address"
+
     def test_of_a_cluster_with_other_segments(self):
         assert refused(BACKUP_NAME, BACKUP.encode(), segment_size=64 * MIB)[0] == "address"
 
