@@ -18,6 +18,7 @@ from .shell import HotspareError, remove_durably, write_durably
 
 PACKAGE = "hotspare"
 ENTRY = "program"
+CLIENT = "archive_client"  # a file of its own beside the program
 MAIN = f"""\
 from {PACKAGE}.{ENTRY} import main
 

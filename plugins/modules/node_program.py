@@ -11,8 +11,9 @@ short_description: Install what a node runs without Ansible
 version_added: 0.1.0
 description:
   - Writes the library of this collection as one Python program, which the system's Python runs. It has the commands
-    C(guard), which keeps a dead primary from starting beside the one that replaced it, and C(address), which keeps a
-    service address on the primary.
+    C(guard), which keeps a dead primary from starting beside the one that replaced it, C(address), which keeps a
+    service address on the primary, and those of the archive, C(archive-ship), C(archive-sync), C(archive-serve),
+    C(archive) and C(restore).
   - Writes the program's configuration for one cluster, and the files (units of systemd) that call it.
   - The same version makes the same file on every machine. It starts and stops nothing.
 options:
@@ -20,6 +21,12 @@ options:
     description: Where the program is.
     type: path
     default: /usr/local/lib/hotspare/hotspare.pyz
+  client:
+    description:
+      - Whether C(archive_client.py) is installed beside the program, for C(archive_command) and C(restore_command). It
+        starts quicker than the program, and asks the shipper, which is the command C(archive-ship).
+    type: bool
+    default: false
   config_file:
     description: Where the configuration of the cluster is. Its directory must be there.
     type: path
@@ -78,9 +85,10 @@ version:
 """
 
 import json
+import os
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.hotspare.postgresql.plugins.module_utils.packing import install, program, source_beside
+from ansible_collections.hotspare.postgresql.plugins.module_utils.packing import CLIENT, install, program, source_beside
 from ansible_collections.hotspare.postgresql.plugins.module_utils.program import VERSION, read_config
 from ansible_collections.hotspare.postgresql.plugins.module_utils.shell import HotspareError
 
@@ -89,6 +97,7 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "path": {"type": "path", "default": "/usr/local/lib/hotspare/hotspare.pyz"},
+            "client": {"type": "bool", "default": False},
             "config_file": {"type": "path", "required": True},
             "config": {"type": "dict", "required": True},
             "files": {"type": "dict", "default": {}},
@@ -97,8 +106,11 @@ def main() -> None:
     )
     params = module.params
     config = json.dumps(params["config"], indent=2, sort_keys=True) + "\n"
+    source = source_beside(read_config.__module__)
+    client = os.path.join(os.path.dirname(params["path"]), f"{CLIENT}.py")
     wanted = {
-        params["path"]: program(source_beside(read_config.__module__)),
+        params["path"]: program(source),
+        **({client: source(CLIENT).encode()} if params["client"] else {}),
         params["config_file"]: config.encode(),
         **{path: text.encode() for path, text in params["files"].items()},
     }

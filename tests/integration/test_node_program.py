@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible_collections.hotspare.postgresql.plugins.module_utils import archive_client
 from ansible_collections.hotspare.postgresql.plugins.module_utils.asked import asked_file, note_asked
 from ansible_collections.hotspare.postgresql.plugins.module_utils.guard import note_path, read_note
 
@@ -77,16 +78,19 @@ def ask(program, run_module):
 def test_four_steps(lab, program, tmp_path, four_steps):
     old, unit = tmp_path / "hotspare-guard", tmp_path / "unit.d" / "50.conf"
     old.write_text("#!/bin/sh\n", encoding="utf-8")
-    options = {**program(lab.node("db-one", data=False)), "files": {str(unit): "[Unit]\n", str(old): ""}}
+    files = {str(unit): "[Unit]\n", str(old): ""}
+    options = {**program(lab.node("db-one", data=False)), "client": True, "files": files}
 
     def look():
         return {str(path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
     results = four_steps("node_program", options, look)
-    written = [options["path"], options["config_file"], str(unit), str(old)]
+    client = tmp_path / "lib" / "archive_client.py"
+    written = [options["path"], str(client), options["config_file"], str(unit), str(old)]
     assert [result["changed_files"] for result in results] == [written, written, [], []]
     assert json.loads(Path(options["config_file"]).read_text(encoding="utf-8")) == options["config"]
     assert unit.read_text(encoding="utf-8") == "[Unit]\n"
+    assert client.read_bytes() == Path(archive_client.__file__).read_bytes()
 
 
 def test_a_standby_starts_without_a_question(pair, ask):
