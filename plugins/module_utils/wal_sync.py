@@ -35,6 +35,8 @@ from .wal_file import BadWal, kind
 from .wal_holders import Archived, Holder, Look, Server, look, read_server, stray
 from .wire import Unreachable
 
+ON_ITS_WAY_SECONDS = 60  # a segment that was finished so lately is not missing yet
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Decisions
 # ---------------------------------------------------------------------------------------------------------------------
@@ -265,6 +267,8 @@ def _compare(seen: Look, found: Cut) -> dict[str, Any]:
     digests, works = _read_again(seen, {name for archive in seen.chosen for name in archive.held})
     different = odd(digests)
     should = set(wanted([holder.held for holder in seen.holders], seen.server, found.before))
+    written = seen.own_wal.written if seen.own_wal else {}
+    young = [name for name in written if _now() - written[name] < ON_ITS_WAY_SECONDS]
     readers = Counter(name for files in digests.values() for name in files)
     records, problems = [], []
     for work in (work for work in works if work.archive in seen.chosen):
@@ -274,8 +278,8 @@ def _compare(seen: Look, found: Cut) -> dict[str, Any]:
             if digest.size is not None:
                 work.did(name, digest.size)
         record = work.record(
-            # Nobody ships to our own store from here, and what is .ready is on its way.
-            missing=[] if archive.own or archive.error else sorted(should.difference(archive.held, seen.ready)),
+            # Nobody ships to our own store from here.
+            missing=[] if archive.own or archive.error else sorted(should.difference(archive.held, young)),
             different=different.get(archive.name, []),
             damaged=[f"{name}: {digest.error}" for name, digest in files.items() if digest.error],
             alone=sum(readers[name] == 1 for name in files),
