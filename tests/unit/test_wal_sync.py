@@ -21,8 +21,10 @@ from ansible_collections.hotspare.postgresql.plugins.module_utils.archive_config
 from ansible_collections.hotspare.postgresql.plugins.module_utils.archive_link import Digest
 from ansible_collections.hotspare.postgresql.plugins.module_utils.archive_retention import Need
 from ansible_collections.hotspare.postgresql.plugins.module_utils.shell import HotspareError
+from ansible_collections.hotspare.postgresql.plugins.module_utils.store import Conflict, Full
 from ansible_collections.hotspare.postgresql.plugins.module_utils.wal import MIB, HistoryEntry, segment_name
 from ansible_collections.hotspare.postgresql.plugins.module_utils.wal_holders import Server
+from ansible_collections.hotspare.postgresql.plugins.module_utils.wire import Unreachable
 
 from .wal_pages import BACKUP, BACKUP_NAME, SYSTEM, segment
 
@@ -150,7 +152,9 @@ def test_the_odd_one_is_told_where_there_is_a_majority() -> None:
 # --- ship
 
 
-def test_the_hole_of_a_failover_is_filled_from_everywhere(lab: Lab) -> None:
+@pytest.mark.parametrize("compression", ["none", "zstd"])
+def test_the_hole_of_a_failover_is_filled_from_everywhere(lab: Lab, compression: str) -> None:
+    config = lab.config(compression=compression)
     # The old primary archived 2 at "one" and 3 at "two"; 4 is in our pg_wal only, 8 is being written.
     lab.write(
         "00000002.history", name(4), name(5), f"{name(5)}.partial", name(5, 2), name(6, 2), name(7, 2), name(8, 2)
@@ -162,9 +166,9 @@ def test_the_hole_of_a_failover_is_filled_from_everywhere(lab: Lab) -> None:
         ["00000002.history", f"{name(5)}.partial", *map(name, (1, 2, 3, 4)), *(name(n, 2) for n in (5, 6, 7))]
     )
 
-    planned = wal_sync.sync(lab.config(), check_mode=True)
+    planned = wal_sync.sync(config, check_mode=True)
     assert planned["changed"] and lab.held("one") == [name(2)]
-    done = wal_sync.sync(lab.config())
+    done = wal_sync.sync(config)
     assert done["problems"] == [] and done["changed"]
     assert lab.held("one") == lab.held("two") == all_of_it
     assert lab.held("here") == [name(1)], "nothing is shipped to our own archive"
@@ -175,7 +179,7 @@ def test_the_hole_of_a_failover_is_filled_from_everywhere(lab: Lab) -> None:
         assert (one["files"], one["error"], one["conflicts"]) == (8, None, [])
         assert one["bytes"] == 7 * MIB + len(HISTORY)
         assert one["sources"] == {"pg_wal of here": 6, "here": 1, "two": 1}
-    assert wal_sync.sync(lab.config())["changed"] is False
+    assert wal_sync.sync(config)["changed"] is False
 
 
 def test_only_the_destinations_that_were_named(lab: Lab) -> None:
@@ -222,6 +226,27 @@ def test_one_that_is_away_keeps_nothing_from_the_others(lab: Lab) -> None:
     os.rename(lab.directory / "unmounted", lab.directory / "one")
     assert wal_sync.sync(lab.config())["problems"] == []
     assert lab.held("one") == [name(3), name(4)]
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [(Full("no room there"), 1), (Unreachable("one has gone"), 1), (Conflict("one has another"), 2)],
+)
+def test_trouble_at_one_keeps_nothing_from_the_others(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, error: HotspareError, told: int
+) -> None:
+    lab.write(name(3), name(4))
+    put = archive_link.LocalDestination.put
+
+    def fails(self: Any, file: str, path: str) -> Any:
+        if self.name == "one":
+            raise error
+        return put(self, file, path)
+
+    monkeypatch.setattr(archive_link.LocalDestination, "put", fails)
+    result = wal_sync.sync(lab.config())
+    assert len(result["problems"]) == told and error.message in result["problems"][0]
+    assert (record(result, "one")["files"], lab.held("two")) == (0, [name(3), name(4)])
 
 
 def test_a_bad_file_is_taken_from_another_who_has_it_whole(lab: Lab) -> None:
