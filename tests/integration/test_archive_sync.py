@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from ansible_collections.hotspare.postgresql.plugins.module_utils.archive import Archive
+from ansible_collections.hotspare.postgresql.plugins.module_utils.archive_report import archive_table
 from ansible_collections.hotspare.postgresql.plugins.module_utils.shell import as_account
 
 from .archives import ArchiveHost, Archives
@@ -133,6 +134,11 @@ def test_the_hole_that_a_dead_primary_leaves_is_filled(site: Site, four_steps, r
     shown = run_module(MODULE, {**options, "state": "checked"})
     assert [gaps(shown, place)["ok"] for place in PLACES] == [True, True], shown
     assert [place["own"] for place in shown["archive"]["places"]] == [False, False, True]
+    assert [row.split()[:2] for row in archive_table(shown)[3:6]] == [
+        ["store", "ok"],
+        ["nas", "ok"],
+        ["db-two", "(own)"],
+    ]
     assert run_module(MODULE, {**options, "state": "verified"})["problems"] == []
 
     # The timer does the same, and nothing on a standby or where nothing runs.
@@ -244,5 +250,6 @@ def test_documents(archives: Archives, four_steps, run_module) -> None:
         told = run_module(MODULE, {**options, "state": state, "trees": ["scans"]})
         place = next(found for found in told["trees"][0]["destinations"] if found["name"] == "db2")
         assert (told["changed"], place["present"], place["missing"], place["different"]) == (False, 2, 0, 0)
+        assert archive_table(told)[1].split()[:5] == ["scans", "db2", "2", "0", "0"]
     assert "no tree 'letters'" in run_module(MODULE, {**options, "trees": ["letters"]})["msg"]
     assert run_module(MODULE, {**options, "state": "pruned"})["msg"].startswith("documents are never removed")
