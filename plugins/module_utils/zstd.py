@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import select
 import subprocess
@@ -17,6 +19,7 @@ from .shell import PATH, HotspareError
 COMPRESS = ("zstd", "-q", "-c", "-T1", "--check")
 DECOMPRESS = ("zstd", "-q", "-d", "-c")
 BLOCK = 1 << 20
+F_SETPIPE_SZ = 1031  # fcntl has its name from Python 3.10 on
 
 
 class Filter:
@@ -37,6 +40,9 @@ class Filter:
             raise HotspareError(f"cannot run {self._name}: {error.strerror}; install it on this host") from error
         assert self._process.stdin is not None and self._process.stdout is not None
         self._stdin, self._stdout = self._process.stdin.fileno(), self._process.stdout.fileno()
+        for pipe in (self._stdin, self._stdout):  # fewer switches between it and us
+            with contextlib.suppress(OSError):  # this account has its share of such pipes
+                fcntl.fcntl(pipe, F_SETPIPE_SZ, BLOCK)
         os.set_blocking(self._stdin, False)
         self._ready = select.poll()
         self._ready.register(self._stdin, select.POLLOUT)
