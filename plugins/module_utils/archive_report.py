@@ -19,15 +19,16 @@ archive (kind: wal), seen from the node that ships:
     cut_bytes         how much that is, as stored
     conflicts         Archive.conflicts(): name, path, ... of what was refused
 trees (kind: tree), a list of
-  name, path
-  error, problems     why it could not be looked at, and what is wrong besides, destinations that do not answer included
+  name, path, error
   missing_days        folders of days that should hold documents, as text
-  destinations        name, and as counts of files present, missing, different; newest: the newest file there, as text
+  destinations        each destination, then the tree of the node itself, as name, own, error, and counts of documents
+                      present, missing, different; newest: the newest document there, as text
+problems (both)       what is wrong besides gaps, sentences with the names; each `error` is among them
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Optional
 
 from .records import duration, listed, size
@@ -39,40 +40,40 @@ TREE_HEAD = ("TREE", "PLACE", "PRESENT", "MISSING", "DIFFERENT", "NEWEST")
 
 
 def archive_table(found: Mapping[str, Any]) -> list[str]:
-    """Lines for a terminal: a row for each place that has WAL, what is to be said of it, and the same for trees.
+    """Lines for a terminal: a row for each place that has WAL, what is to be said of it, the same for trees, problems.
 
     `found`: what archive_sync returned, with `archive`, `trees` or both.
     """
-    lines: list[str] = []
+    parts = []
     if found.get("archive"):
-        lines += _wal(found["archive"])
+        parts += _wal(found["archive"])
     if found.get("trees"):
-        lines += [*([""] if lines else []), *_trees(found["trees"])]
-    return lines
+        parts += _trees(found["trees"])
+    if found.get("problems"):
+        parts.append(["problems:", *_indented(_first(found["problems"], "problems"))])
+    return [line for part in parts for line in ("", *part)][1:]
 
 
-def _wal(record: Mapping[str, Any]) -> list[str]:
+def _wal(record: Mapping[str, Any]) -> list[list[str]]:
+    """A head, a table, and what is to be said of it."""
     places = record["places"]
     position = record["position"] or "an unknown position"
-    lines = wrapped(
-        f"{record['cluster']}: WAL of {record['name']}, timeline {_known(record['timeline'])}, at {position}"
-    )
-    lines += ["", *aligned([HEAD, *(_place_row(place) for place in places)])]
-    said = [f"  {line}" for place in places for line in _said_of_place(place)]
+    head = f"{record['cluster']}: WAL of {record['name']}, timeline {_known(record['timeline'])}, at {position}"
+    said = [f"{place['name']}: {line}" for place in places if not place["error"] for line in _said_of(place)]
     cuts = [place["cut"] for place in places if place["cut"] is not None]
-    said += dict.fromkeys(f"  next cut: {cut['reason']}" for cut in cuts)  # retention cuts all at the same place
-    return [*lines, *(["", *(w for line in said for w in wrapped(line))] if said else [])]
+    said += dict.fromkeys(f"next cut: {cut['reason']}" for cut in cuts)  # retention cuts all at the same place
+    parts = [wrapped(head), aligned([HEAD, *(_place_row(place) for place in places)]), _indented(said)]
+    return [part for part in parts if part]
 
 
 def _place_row(place: Mapping[str, Any]) -> tuple[str, ...]:
-    name = f"{place['name']} (own)" if place["own"] else place["name"]
     if place["error"]:
-        return (name, *["unknown"] * (len(HEAD) - 1))
+        return (_named(place), *["unknown"] * (len(HEAD) - 1))
     report = place["gaps"]
     state = "-" if report is None else {True: "ok", False: "GAPS", None: "unknown"}[report["ok"]]
     whole = "-" if report is None else report["complete_from"] or "nowhere"
     stored = (_known(place["files"]), size(place["bytes"]), size(place["free_bytes"]))
-    return (name, state, whole, _behind(place), *stored, _next_cut(place))
+    return (_named(place), state, whole, _behind(place), *stored, _next_cut(place))
 
 
 def _behind(place: Mapping[str, Any]) -> str:
@@ -89,20 +90,12 @@ def _next_cut(place: Mapping[str, Any]) -> str:
     return f"{len(cut['remove'])} files, {size(place['cut_bytes'])}" if cut["remove"] else "nothing"
 
 
-def _said_of_place(place: Mapping[str, Any]) -> Iterator[str]:
-    name = place["name"]
-    if place["error"]:
-        yield f"{name}: {place['error']}"
-        return
-    report = place["gaps"]
-    if report is not None:
-        sentences = report["sentences"]
-        yield from (f"{name}: {sentence}" for sentence in sentences[:MOST])
-        if len(sentences) > MOST:
-            yield f"{name}: and {len(sentences) - MOST} more such gaps"
-        yield f"{name}: {_restorable(place['backup'])}"
+def _said_of(place: Mapping[str, Any]) -> Iterator[str]:
+    if place["gaps"] is not None:
+        yield from _first(place["gaps"]["sentences"], "such gaps")
+        yield _restorable(place["backup"])
     for conflict in place["conflicts"] or ():
-        yield f"{name}: CONFLICT: other content came for {conflict['name']} and was kept as {conflict['path']}"
+        yield f"CONFLICT: other content came for {conflict['name']} and was kept as {conflict['path']}"
 
 
 def _restorable(backup: Optional[Mapping[str, Any]]) -> str:
@@ -111,29 +104,30 @@ def _restorable(backup: Optional[Mapping[str, Any]]) -> str:
     return f"the oldest base backup that leads up to now is {backup['label']!r} of {backup['started']}"
 
 
-def _trees(trees: list[Mapping[str, Any]]) -> list[str]:
+def _trees(trees: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     rows = [_tree_row(tree["name"], place) for tree in trees for place in tree["destinations"]]
-    said = [f"  {line}" for tree in trees for line in _said_of_tree(tree)]
-    lines = aligned([TREE_HEAD, *rows])
-    return [*lines, *(["", *(w for line in said for w in wrapped(line))] if said else [])]
+    missing = [(tree["name"], tree["missing_days"]) for tree in trees if tree["missing_days"]]
+    said = [f"{name}: no documents of {listed(_first(days, 'days'))}" for name, days in missing]
+    return [part for part in (aligned([TREE_HEAD, *rows]), _indented(said)) if part]
 
 
 def _tree_row(tree: str, place: Mapping[str, Any]) -> tuple[str, ...]:
-    counts = ("present", "missing", "different")
-    return (tree, place["name"], *(_known(place[count]) for count in counts), place["newest"] or "unknown")
+    counts = (_known(place[count]) for count in ("present", "missing", "different"))
+    newest = "unknown" if place["error"] else place["newest"] or "none"
+    return (tree, _named(place), *counts, newest)
 
 
-def _said_of_tree(tree: Mapping[str, Any]) -> Iterator[str]:
-    name = tree["name"]
-    if tree["error"]:
-        yield f"{name}: {tree['error']}"
-    if tree["missing_days"]:
-        yield f"{name}: no documents of {_some(tree['missing_days'])}"
-    yield from (f"{name}: {problem}" for problem in tree["problems"][:MOST])
+def _named(place: Mapping[str, Any]) -> str:
+    return f"{place['name']} (own)" if place["own"] else str(place["name"])
 
 
-def _some(names: Sequence[str]) -> str:
-    return listed(names if len(names) <= MOST else [*names[:MOST], f"{len(names) - MOST} more"])
+def _indented(lines: Iterable[str]) -> list[str]:
+    return [part for line in lines for part in wrapped(f"  {line}")]
+
+
+def _first(lines: Sequence[str], what: str) -> list[str]:
+    more = len(lines) - MOST
+    return [*lines[:MOST], f"{more} more {what}"] if more > 0 else list(lines)
 
 
 def _known(value: object) -> str:

@@ -87,14 +87,14 @@ def test_many_gaps_are_not_all_told() -> None:
     holes = gaps(held, {}, segment_size=SIZE, timeline=1, position=60 * SIZE).as_dict()
     lines = table(place("nas", held, gaps=holes))
     text = " ".join(line.strip() for line in lines)
-    assert "and 19 more such gaps" in text
+    assert "nas: 19 more such gaps" in text
 
 
 def test_what_is_not_known_is_unknown_and_never_zero() -> None:
     lines = table(silent("nas"), timeline=None, position=None)
     assert lines[0] == "main: WAL of db1, timeline unknown, at an unknown position"
     assert cells(lines[3]) == ["nas", *["unknown"] * 7]
-    assert lines[5:] == ["  nas: nas does not answer"]
+    assert len(lines) == 4, "why is among the problems"
     unsure = gaps(names(1, 2), {}, segment_size=SIZE, timeline=1, position=None).as_dict()
     blank = dict.fromkeys(("waiting_seconds", "files", "bytes", "free_bytes", "cut", "cut_bytes", "conflicts"))
     lines = table(place("nas", [], **blank, gaps=unsure))
@@ -107,33 +107,36 @@ def test_the_store_of_the_node_itself_has_no_gaps_to_tell() -> None:
     assert not [line for line in lines if "base backup" in line]
 
 
-TREE = {"name": "scans", "path": "/srv/scans", "error": None, "problems": [], "missing_days": [], "destinations": []}
-
-
-def test_why_retention_cuts_where_it_does_is_said_once() -> None:
-    lines = table(place("nas", names(*range(1, 9))), place("far", names(*range(2, 9))))
-    assert len([line for line in lines if "next cut: db2" in line]) == 1
+TREE = {"name": "scans", "path": "/srv/scans", "error": None, "missing_days": []}
+COPY = {"name": "db2", "own": False, "error": None, "present": 1204, "missing": 0, "different": 1, "newest": "a.pdf"}
 
 
 def test_trees() -> None:
-    copy = {"name": "db2", "error": None, "present": 1204, "missing": 0, "different": 1, "newest": "2026/11/21/a.pdf"}
-    gone = {**dict.fromkeys(copy), "name": "nas", "error": "it does not answer"}
+    gone = {**dict.fromkeys(COPY), "name": "nas", "own": False, "error": "it does not answer"}
+    own = {**COPY, "name": "db1", "own": True, "present": 0, "different": 0, "newest": None}
     days = [f"2026/10/{day:02}" for day in range(1, 13)]
-    problems = ["nas: it does not answer"]
-    tree = {**TREE, "missing_days": days, "problems": problems, "destinations": [copy, gone]}
-    lines = archive_table({"trees": [tree]})
+    lines = archive_table({"trees": [{**TREE, "missing_days": days, "destinations": [COPY, gone, own]}]})
     assert lines[0].split() == ["TREE", "PLACE", "PRESENT", "MISSING", "DIFFERENT", "NEWEST"]
-    assert cells(lines[1]) == ["scans", "db2", "1204", "0", "1", "2026/11/21/a.pdf"]
-    assert cells(lines[2]) == ["scans", "nas", *["unknown"] * 4]
-    text = " ".join(line.strip() for line in lines[4:])
-    assert "scans: no documents of 2026/10/01, 2026/10/02," in text
-    assert "2026/10/10 and 2 more" in text
-    assert text.endswith("scans: nas: it does not answer")
+    assert [cells(line) for line in lines[1:4]] == [
+        ["scans", "db2", "1204", "0", "1", "a.pdf"],
+        ["scans", "nas", *["unknown"] * 4],
+        ["scans", "db1 (own)", "0", "0", "0", "none"],
+    ]
+    text = " ".join(line.strip() for line in lines[5:])
+    assert text.startswith("scans: no documents of 2026/10/01, 2026/10/02,")
+    assert text.endswith("2026/10/10 and 2 more days")
 
 
-def test_both_or_nothing() -> None:
-    wal = {"name": "db1", "cluster": "main", "timeline": 1, "position": "0/9000060", "places": []}
-    lines = archive_table({"archive": wal, "trees": [{**TREE, "error": "it is not there"}]})
-    assert "" in lines
-    assert lines[-1] == "  scans: it is not there"
-    assert archive_table({"changed": False, "trees": []}) == []
+def test_problems_come_last_and_not_without_end() -> None:
+    wal = {"name": "db1", "cluster": "main", "timeline": 1, "position": "0/9000060", "places": [silent("nas")]}
+    problems = ["nas: it does not answer", *(f"scans: {number}" for number in range(20))]
+    trees = [{**TREE, "destinations": [COPY]}]
+    lines = archive_table({"archive": wal, "trees": trees, "problems": problems})
+    parts = "\n".join(lines).split("\n\n")
+    assert [part.split()[0] for part in parts] == ["main:", "PLACE", "TREE", "problems:"]
+    assert lines[-12:-9] == ["problems:", "  nas: it does not answer", "  scans: 0"]
+    assert lines[-1] == "  11 more problems"
+
+
+def test_nothing_to_say() -> None:
+    assert archive_table({"changed": False, "trees": [], "problems": []}) == []
