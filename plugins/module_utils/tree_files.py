@@ -243,6 +243,10 @@ class Home:
         """Whether there may be documents that were written here and went nowhere."""
         return os.path.exists(self.original) and os.path.exists(self.modes)
 
+    def ships(self) -> bool:
+        """Whether others lack what is here; a copy has nothing that its original has not, or had."""
+        return self.owes() or not os.path.exists(self.modes)
+
     def paid(self) -> None:
         """They went."""
         remove_durably(self.original)

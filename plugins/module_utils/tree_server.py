@@ -239,6 +239,12 @@ def _accept(copy: Copy, request: Mapping[str, Any], payload: Iterable[bytes]) ->
     return {"outcomes": [outcomes.get(entry.path, "changed") for entry in entries]}
 
 
+def _room(copy: Copy, request: Mapping[str, Any], payload: Iterable[bytes]) -> Reply:
+    """What is free for documents, in bytes."""
+    found = os.statvfs(copy.root)
+    return {"free_bytes": found.f_bavail * found.f_frsize}
+
+
 def _manifests(copy: Copy, request: Mapping[str, Any], payload: Iterable[bytes]) -> Reply:
     """The sealed days: SHA-256 and partition of each."""
     return Stream(_chunks(f"{head.sha256} {name}\n" for name, head in sorted(copy.home.manifests().items())))
@@ -293,6 +299,7 @@ OPS = {
         "list": _list,
         "compare": _compare,
         "accept": _accept,
+        "room": _room,
         "manifests": _manifests,
         "seal": _seal,
         "finish": _finish,

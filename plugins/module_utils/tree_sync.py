@@ -71,7 +71,6 @@ WORK_SECONDS = 86400.0  # the other end may read that long; ssh notices when it 
 TICK_SECONDS = 240  # a run of the timer begins no further closed day after that
 TICKS = 288  # in a day, about: in so many runs of the timer every sealed day is looked at
 RSYNC = (0, 23, 24)  # all, or less some files that could not be read or are gone: what arrived tells
-NO_ROOM = "No space left on device"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -120,11 +119,11 @@ def tick(config: ArchiveConfig) -> list[dict[str, Any]]:
     """
     if config.node is None or not config.trees:
         return []
-    act = _tick_standby if in_recovery(config.node) else _tick_primary
+    writable = not in_recovery(config.node)
     results = []
     for tree in config.trees:
         try:
-            results.append(_as_account(tree, partial(act, config, tree)))
+            results.append(_as_account(tree, partial(_switch_and_sync, config, tree, None, writable, timer=True)))
         except Busy:
             continue  # another run does it
         except HotspareError as error:
@@ -133,31 +132,18 @@ def tick(config: ArchiveConfig) -> list[dict[str, Any]]:
 
 
 def _switch_and_sync(
-    config: ArchiveConfig, tree: Tree, names: Optional[Sequence[str]], writable: Optional[bool], check_mode: bool
+    config: ArchiveConfig,
+    tree: Tree,
+    names: Optional[Sequence[str]],
+    writable: Optional[bool],
+    check_mode: bool = False,
+    timer: bool = False,
 ) -> dict[str, Any]:
-    if writable is None:
-        return _sync(config, tree, names, check_mode, WAIT_SECONDS)
-    switched = _set_writable(config, tree, writable, check_mode)
-    return _both(switched, _sync(config, tree, names, check_mode, WAIT_SECONDS))
-
-
-def _tick_primary(config: ArchiveConfig, tree: Tree) -> dict[str, Any]:
-    switched = _set_writable(config, tree, True, False)
-    return _both(switched, _sync(config, tree, None, False, 0, timer=True))
-
-
-def _tick_standby(config: ArchiveConfig, tree: Tree) -> dict[str, Any]:
-    switched = _set_writable(config, tree, False, False)
-    home = Home(config.directory, tree.name)
-    if not home.owes():
+    """A copy ships nothing, or what was deleted on the original would come back; but what it owes, it does."""
+    switched = _record(tree) if writable is None else _set_writable(config, tree, writable, check_mode)
+    if not (writable or Home(config.directory, tree.name).ships()):
         return switched
-    result = _sync(config, tree, None, False, 0)
-    if not result["skipped_open_files"] and not any(place["error"] for place in result["destinations"]):
-        home.paid()
-    return _both(switched, result)
-
-
-def _both(switched: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
+    result = _sync(config, tree, names, check_mode, timer)
     problems = [*switched["problems"], *result["problems"]]
     return {**result, "changed": switched["changed"] or result["changed"], "problems": problems}
 
@@ -495,7 +481,7 @@ class Target:
     def _take(self, entries: Sequence[Entry]) -> list[str]:
         """Have these stored there; for each what happened."""
         source = self.source
-        self._rsync([entry.path for entry in entries if stat.S_ISREG(entry.mode)])
+        self._rsync([entry for entry in entries if stat.S_ISREG(entry.mode)])
         modes = source.modes(entries)
         links = [entry.path for entry in entries if stat.S_ISLNK(entry.mode)]
         reply = self._call(
@@ -507,11 +493,13 @@ class Target:
         )
         return list(reply["outcomes"])
 
-    def _rsync(self, paths: Sequence[bytes]) -> None:
+    def _rsync(self, entries: Sequence[Entry]) -> None:
         """Bring these to the staging directory there. Unreachable; Full; what did not arrive is found out there."""
         host = f"[{self.place.host}]" if ":" in self.place.host else self.place.host
         with tempfile.NamedTemporaryFile() as names:
-            names.write(b"\0".join(paths))
+            names.write(
+                b"\0".join(b"./" + entry.path for entry in entries)
+            )  # rsync takes a name that begins with # for a comment
             names.flush()
             done = run(
                 [
@@ -527,11 +515,14 @@ class Target:
                 timeout=None,
                 check=False,
             )
-        if NO_ROOM in done.stderr:
-            raise Full(f"no room for {self.source.tree.name}: make some; it is sent again")
         if done.rc not in RSYNC:
+            free, size = int(self._call("room")["free_bytes"]), sum(entry.size for entry in entries)
+            if free < size:
+                raise Full(
+                    f"there is no room for {size} bytes of documents, {free} are free: make some; they come again"
+                )
             said = done.stderr.strip().splitlines() or ["it said nothing"]
-            raise Unreachable(f"rsync to {self.place} failed with exit code {done.rc}: {said[0]}")
+            raise Unreachable(f"rsync to {self.place} failed with exit code {done.rc}: {said[0]}; see its log there")
 
     def _call(self, op: str, **arguments: Any) -> dict[str, Any]:
         assert self._link is not None
@@ -575,33 +566,32 @@ def batches(rows: Iterable[tuple[Entry, Optional[Entry]]]) -> Iterator[list[tupl
 
 
 def _sync(
-    config: ArchiveConfig,
-    tree: Tree,
-    names: Optional[Sequence[str]],
-    check_mode: bool,
-    wait: float,
-    timer: bool = False,
+    config: ArchiveConfig, tree: Tree, names: Optional[Sequence[str]], check_mode: bool, timer: bool
 ) -> dict[str, Any]:
     source = Source(config, tree, check_mode)
-    seals = not os.path.exists(source.home.modes)  # a copy has only to give away what it had as the original
+    owes = source.home.owes()
+    locked = source.home.lock("ship", 0 if timer else WAIT_SECONDS)
     until = time.monotonic() + (TICK_SECONDS if timer else math.inf)
-    with contextlib.nullcontext() if check_mode else source.home.lock("ship", wait), _targets(source, names) as targets:
-        left = ["", *source.order(targets, timer)]
+    with contextlib.nullcontext() if check_mode else locked, _targets(source, names) as targets:
+        left = ["", *source.order(targets, timer and not owes)]
         while left and not (source.is_closed(left[0]) and time.monotonic() > until):
             partition = left.pop(0)
-            sealing = seals and source.is_closed(partition)
-            if sealing:
+            closed = source.is_closed(partition) and not owes  # only the original seals
+            if closed:
                 source.seal(partition)
-            manifest = source.home.header(partition) if sealing else None
+            manifest = source.home.header(partition) if closed else None
             for target in (target for target in targets if target.works):
                 with target.working():
                     there = target.fill(partition)
                     known = manifest is not None and target.manifests.get(partition) == manifest.sha256
-                    if there and sealing and not known and (manifest or partition in source.sealed):
+                    if there and not known and (manifest is not None or partition in source.sealed):
                         target.hand_over(partition)
+        complete = not (left or source.open or source.conflicts)
         for target in (target for target in targets if target.works and not check_mode):
             with target.working():
-                target.finish(complete=not (left or source.open or source.conflicts))
+                target.finish(complete)
+        if owes and names is None and not (left or source.open or check_mode) and all(t.works for t in targets):
+            source.home.paid()
     return source.record(targets)
 
 

@@ -10,17 +10,18 @@ from __future__ import annotations
 
 import os
 import shutil
-import stat
-import time
-from datetime import date, datetime, timedelta
+import signal
+import subprocess
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ansible_collections.hotspare.postgresql.plugins.module_utils import tree_files, tree_sync
 from ansible_collections.hotspare.postgresql.plugins.module_utils.archive_config import read_archive_config
+from ansible_collections.hotspare.postgresql.plugins.module_utils.archive_link import ssh_command
 
-from .conftest import ACCOUNT, execute
+from .conftest import ACCOUNT, _send, execute
 
 TODAY = date.today()
 YESTERDAY = TODAY - timedelta(days=1)
@@ -47,13 +48,13 @@ class Side:
     def _node(self) -> dict[str, Any]:
         return {"node": {"name": self.name, "data_directory": "/nowhere", "bin_directory": "/nowhere"}}
 
-    def write(self, path: str | bytes, content: str = "a document", mode: int = 0o644) -> Path:
-        """As the application does."""
-        file = Path(os.fsdecode(os.path.join(os.fsencode(self.path), os.fsencode(path))))
-        execute("mkdir", "-p", str(file.parent)) if file.parent != self.path else None
-        file.write_text(content, encoding="utf-8")
+    def write(self, path: str | bytes, content: str = "a document") -> bytes:
+        """As the application does, which has the tree's account."""
+        file = os.path.join(os.fsencode(self.path), os.fsencode(path))
+        execute("mkdir", "-p", os.fsdecode(os.path.dirname(file)))
+        with open(file, "w", encoding="utf-8") as out:
+            out.write(content)
         shutil.chown(file, ACCOUNT, ACCOUNT)
-        file.chmod(mode)
         return file
 
     def sync(self, **options: Any) -> dict[str, Any]:
@@ -65,19 +66,22 @@ class Side:
     def writable(self, wanted: bool) -> dict[str, Any]:
         return tree_sync.set_writable(self.config, self.config.trees[0], wanted)
 
-    def documents(self) -> dict[bytes, str]:
-        """What is in the tree but for what is ours."""
-        found = {}
-        for folder, folders, names in os.walk(os.fsencode(self.path)):
-            folders[:] = [name for name in folders if not name.startswith(b".hotspare-")]
-            for name in names:
-                path = os.path.join(folder, name)
-                relative = os.path.relpath(path, os.fsencode(self.path))
-                found[relative] = os.fsdecode(os.readlink(path)) if os.path.islink(path) else Path(os.fsdecode(path)).read_text()
-        return found
-
     def manifest(self, day: date) -> Path:
         return self.home / f"{day:%Y/%m/%d}.manifest"
+
+    def documents(self) -> dict[bytes, bytes]:
+        """Path to content, or to where a link leads; not what is ours."""
+        found = {}
+        top = os.fsencode(self.path)
+        for folder, folders, names in os.walk(top):
+            folders[:] = [name for name in folders if not name.startswith(b".hotspare-")]
+            for path in (os.path.join(folder, name) for name in names):
+                if os.path.islink(path):
+                    found[os.path.relpath(path, top)] = b"-> " + os.readlink(path)
+                elif os.path.isfile(path):
+                    with open(path, "rb") as file:
+                        found[os.path.relpath(path, top)] = file.read()
+        return found
 
 
 @pytest.fixture
@@ -129,3 +133,100 @@ def test_what_is_written_goes_there_once(pair):
     for check in (True, False):
         again = db1.sync(check_mode=check)
         assert (again["changed"], at(again)["files"]) == (False, 0)
+
+
+def test_odd_names_and_links_travel_and_what_is_no_document_is_refused(pair):
+    db1, db2 = pair
+    for name in (b"latin \xfc.pdf", b"line\nbreak", b"$(id) 'a' \"b\" \\x41", b"-n", b"#", b"folder/[*]?"):
+        db1.write(name)
+    os.symlink("folder/[*]?", db1.path / "inside")
+    os.symlink("/etc/passwd", db1.path / "outside")
+    os.mkfifo(db1.path / "pipe")
+    done = db1.sync()
+    assert done["refused"] == ["outside leads out of the tree, to /etc/passwd", "pipe is a device, a socket or a pipe"]
+    assert at(done)["files"] == 7
+    expected = db1.documents()
+    del expected[b"outside"]
+    assert db2.documents() == expected
+
+
+def test_what_is_written_still_is_not_shipped_as_finished(pair):
+    db1, db2 = pair
+    with open(db1.write("slow.pdf", "first half, "), "a", encoding="utf-8") as file:
+        done = db1.sync()
+        assert (done["changed"], done["skipped_open_files"]) == (False, ["slow.pdf"])
+        file.write("second half")
+    assert at(db1.sync())["files"] == 1
+    assert db2.documents() == {b"slow.pdf": b"first half, second half"}
+
+
+def test_a_closed_day_is_sealed_and_its_copy_read_again(pair):
+    db1, db2 = pair
+    db1.ships_to(db2, grace=0)
+    db1.write(f"{YESTERDAY:%Y/%m/%d}/a.pdf", "one")
+    done = db1.sync()
+    assert (done["sealed"], at(done)["sealed"]) == ([f"{YESTERDAY:%Y/%m/%d}"], [f"{YESTERDAY:%Y/%m/%d}"])
+    assert db1.manifest(YESTERDAY).read_text() == db2.manifest(YESTERDAY).read_text()
+    copy = db2.path / f"{YESTERDAY:%Y/%m/%d}/a.pdf"
+    with open(copy, "r+b") as file:  # as a disk that fails
+        file.write(b"ON")
+    found = db1.verify()
+    assert [(place["name"], place["present"], place["different"]) for place in found["destinations"]] == [
+        ("db2", 0, 1),
+        ("db1", 1, 0),
+    ]
+    assert found["complete"] == {}
+    assert "db1" in db2.verify()["complete"]
+
+
+def test_a_run_whose_destination_dies_is_continued(pair, monkeypatch):
+    db1, db2 = pair
+    for number in range(6):
+        db1.write(f"{number}", "x" * 100)
+    monkeypatch.setattr(tree_sync, "BATCH_FILES", 2)
+    real = tree_sync.Target._call
+
+    def dying(target, op, **arguments):
+        reply = real(target, op, **arguments)
+        if op == "accept":
+            _send(signal.SIGKILL, db2.host.programs())
+        return reply
+
+    monkeypatch.setattr(tree_sync.Target, "_call", dying)
+    done = db1.sync()
+    assert done["destinations"][0]["error"].startswith("db2 (")
+    assert done["problems"] == [f"db2: {done['destinations'][0]['error']}"]
+    assert len(db2.documents()) == done["destinations"][0]["files"] == 2
+    monkeypatch.setattr(tree_sync.Target, "_call", real)
+    assert at(db1.sync())["files"] == 4
+    assert db2.documents() == db1.documents()
+
+
+def test_a_full_destination_keeps_what_it_has_and_catches_up(pair):
+    db1, db2 = pair
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m,mode=755", "tmpfs", db2.path], check=True)
+    try:
+        shutil.chown(db2.path, ACCOUNT, ACCOUNT)
+        db1.write("small.pdf")
+        assert at(db1.sync())["files"] == 1
+        db1.write("large.pdf", "x" * 1_500_000)
+        done = db1.sync()
+        assert "no room" in done["destinations"][0]["error"]
+        assert list(db2.documents()) == [b"small.pdf"]
+        subprocess.run(["mount", "-o", "remount,size=8m", db2.path], check=True)
+        assert at(db1.sync())["files"] == 1
+        assert db2.documents() == db1.documents()
+    finally:
+        subprocess.run(["umount", db2.path], check=True)
+
+
+def test_the_key_lets_nothing_else_in(pair):
+    place = pair[0].config.trees[0].destinations[0]
+    for command in (
+        "id",
+        "rsync --server --sender -logDtpr . /etc",
+        "rsync --server -OtpRe.LsfxCIvu --partial . scans/../..",
+        "rsync --server -OtpRe.LsfxCIvu --partial . scans/db1; id",
+    ):
+        done = subprocess.run([*ssh_command(place), place.host, command], capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (1, "", 1)

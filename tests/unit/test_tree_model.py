@@ -90,7 +90,7 @@ class Trees(RuleBasedStateMachine):
 
     @rule(crash=CRASH, timer=st.booleans())
     def sync(self, crash: int | None, timer: bool) -> None:
-        result = self._run(crash, self.primary, tree_sync._sync, None, False, 0, timer)
+        result = self._run(crash, self.primary, tree_sync._sync, None, False, timer)
         if result is not None and not timer:
             self._check_shipped(result, self.primary, self.standby)
 
@@ -102,7 +102,9 @@ class Trees(RuleBasedStateMachine):
         old.writable(False)
         new.writable(True)
         self.primary, self.standby = new, old
-        result = self._run(crash, old, tree_sync._tick_standby) or self._run(None, old, tree_sync._tick_standby)
+        result = self._run(crash, old, tree_sync._switch_and_sync, None, False) or self._run(
+            None, old, tree_sync._switch_and_sync, None, False
+        )
         if result is not None and result["destinations"]:
             self._check_shipped(result, old, new)
         assert not tree_files.Home(str(old.directory), "scans").owes()

@@ -131,9 +131,9 @@ def test_what_changes_between_two_looks_is_not_stored(pair, monkeypatch):
     file = db1.write("a", "first")
     real = tree_sync.Target._rsync
 
-    def rsync(target, paths):
+    def rsync(target, entries):
         file.write_text("later", encoding="utf-8")
-        real(target, paths)
+        real(target, entries)
 
     monkeypatch.setattr(tree_sync.Target, "_rsync", rsync)
     done = db1.sync()
@@ -296,7 +296,7 @@ def test_the_timer_looks_at_every_sealed_day_in_turn(pair, clock, monkeypatch):
             manifest = db1.home / f"{day:{PATTERN}}.manifest"
             if f"{day:{PATTERN}}" not in looked:
                 os.utime(manifest, (day.toordinal(), day.toordinal()))
-        db1.run(tree_sync._sync, None, False, 0, True)
+        db1.run(tree_sync._sync, None, False, True)
         assert len(looked) == 4 * (number + 1)  # what is in no day, and three of five
     assert set(looked) == {"", *(f"{day:{PATTERN}}" for day in days)}
 
@@ -359,14 +359,14 @@ def test_roles_swap_and_nothing_of_the_old_primary_is_lost(pair):
     assert (db2.path / DAY / "a").stat().st_mode & 0o777 == 0o664
     db2.write(f"{DAY}/new")
 
-    done = db1.run(tree_sync._tick_standby)
+    done = db1.sync(writable=False)
     assert (done["problems"], at(done)["names"]) == ([], ["only/here", f"{DAY}/last"])
     assert (db2.path / DAY / "last").stat().st_mode & 0o777 == 0o664
     (db2.path / "only/here").unlink()
-    assert db1.run(tree_sync._tick_standby)["changed"] is False  # what db2 deletes now stays so
+    assert db1.sync(writable=False)["changed"] is False  # what db2 deletes now stays so
     assert not (db2.path / "only/here").exists()
 
-    done = db2.run(tree_sync._tick_primary)
+    done = db2.sync(writable=True)
     assert at(done)["names"] == [f"{DAY}/new"]
     assert sorted(db1.documents()) == [f"{DAY}/a", f"{DAY}/last", f"{DAY}/new", "only/here"]
     assert bits(db1) == 0
@@ -378,7 +378,7 @@ def test_what_the_old_primary_owes_waits_for_the_new_one(pair, monkeypatch):
     db1.writable(False)
     db2.writable(True)
     monkeypatch.setattr(Link, "__init__", lambda *arguments: (_ for _ in ()).throw(Unreachable("cut")))
-    assert db1.run(tree_sync._tick_standby)["problems"] == ["db2: cut"]
+    assert db1.sync(writable=False)["problems"] == ["db2: cut"]
     monkeypatch.undo()
     assert tree_files.Home(str(db1.directory), "scans").owes()
 

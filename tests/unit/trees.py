@@ -20,6 +20,7 @@ from ansible_collections.hotspare.postgresql.plugins.module_utils.archive_config
     ArchiveConfig,
     parse_archive_config,
 )
+from ansible_collections.hotspare.postgresql.plugins.module_utils.document_tree import Entry
 
 ACCOUNT = pwd.getpwuid(os.geteuid()).pw_name
 PATTERN = "%Y/%m/%d"
@@ -108,11 +109,11 @@ class Link:
 def connect(patch: pytest.MonkeyPatch, *nodes: Node) -> None:
     """Each ships to all others; documents are finished at once, and what is durable is not the question."""
 
-    def rsync(target: tree_sync.Target, paths: list[bytes]) -> None:
+    def rsync(target: tree_sync.Target, entries: list[Entry]) -> None:
         node = Link.nodes[target.place.name]
         top = os.path.join(os.fsencode(node.path), tree_server.STAGING, target.source.config.name.encode())
         os.chmod(node.path, 0o755)  # as the rsync of the destination makes its place
-        for path in paths:
+        for path in (entry.path for entry in entries):
             os.makedirs(os.path.dirname(os.path.join(top, path)), mode=0o700, exist_ok=True)
             shutil.copy2(os.path.join(target.source.root, path), os.path.join(top, path))
         if os.path.exists(node.home / "modes"):
