@@ -101,8 +101,10 @@ class Line:
     def _open(self, opening: Future[Destination]) -> None:
         try:
             opening.set_result(self._connect())
-        except HotspareError as error:
+        except Unreachable as error:
             opening.set_exception(error)
+        except HotspareError as error:
+            opening.set_exception(Unreachable(error.message, **error.facts))
 
     def _done(self) -> Optional[bool]:
         """Whether an attempt succeeded; None while it lasts, or when there is none."""
@@ -117,7 +119,7 @@ class Line:
             destination = self._opening.result(wait)
         except TimeoutError:
             raise Unreachable(f"{self.name} has not let us in for {wait:g} s; see that host and its network") from None
-        except HotspareError:
+        except Unreachable:
             self._opening = None
             raise
         self._opening = None

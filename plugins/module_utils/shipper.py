@@ -30,7 +30,7 @@ from typing import Any, NoReturn, Optional, Union
 from .archive_client import ABSENT
 from .archive_config import ArchiveConfig, Place
 from .archive_fetch import Connect, Fetcher, Line, Wanted, always, patience
-from .archive_link import connect
+from .archive_link import Destination, connect
 from .server import Instance
 from .shell import HotspareError, write_durably
 from .store import Conflict, Full
@@ -150,6 +150,18 @@ def ready_files(node: Instance) -> list[File]:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+class Changes(threading.Condition):
+    """Guards what the threads share, and counts how often it changed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def notify_all(self) -> None:
+        self.count += 1
+        super().notify_all()
+
+
 class Lane:
     """The way to one destination. What it knows is guarded by `changed`, all but its line."""
 
@@ -157,7 +169,7 @@ class Lane:
         self,
         place: Place,
         config: ArchiveConfig,
-        changed: threading.Condition,
+        changed: Changes,
         requests: Sequence[Request],
         connect: Connect,
     ) -> None:
@@ -192,7 +204,8 @@ class Lane:
         self.left += len(gone)
         for name in gone:
             del self.behind[name]
-        wanted = {**{file.name: file for file in ready}, **self.behind}
+        asked = (request.file for request in self._requests)
+        wanted = {file.name: file for file in (*ready, *self.behind.values(), *asked)}
         self._held = {name: file for name, file in self._held.items() if name in wanted}
         self._failed = {name: failure for name, failure in self._failed.items() if name in wanted}
         late = time.monotonic() - RETRY_SECONDS
@@ -255,7 +268,7 @@ class Lane:
             try:
                 with self._line.use() as destination:
                     if file is None:
-                        destination.hello()
+                        greet(destination)
                     else:
                         destination.put(file.name, file.path)
                 return None
@@ -278,7 +291,7 @@ class Lane:
             elif isinstance(error, Full):
                 self._full = Failure(error, time.monotonic())
                 self.todo.clear()  # until the next look
-            else:
+            elif still_there(file) or any(request.file == file for request in self._requests):
                 self._failed[file.name] = Failure(error, time.monotonic())
         state, error = self._judged()
         if state != self.state:
@@ -315,7 +328,7 @@ class Shipper:
             raise HotspareError(f"{config.name} is an archive host: it has no server to ship from")
         self._config = config
         self._node = config.node
-        self._changed = threading.Condition()
+        self._changed = Changes()
         self._requests: list[Request] = []
         self._ready: list[File] = []
         self._looked = 0.0
@@ -338,14 +351,15 @@ class Shipper:
             with self._changed:
                 if time.monotonic() - self._looked >= LOOK_SECONDS:
                     self._look()
-                status = self._status()
+                count, status = self._changed.count, self._status()
             try:
                 write_durably(self._config.status_file, json.dumps(status, indent=2) + "\n", mode=0o644)
             except HotspareError as error:  # archiving goes on
                 say(error.message)
             time.sleep(STATUS_SECONDS)
             with self._changed:
-                self._changed.wait(LOOK_SECONDS)
+                if self._changed.count == count:
+                    self._changed.wait(LOOK_SECONDS)
 
     # --- archive_command ---------------------------------------------------------------------------------------------
 
@@ -375,6 +389,7 @@ class Shipper:
             for lane in self._lanes:
                 if lane.lacks(request.file):
                     lane.behind[name] = request.file
+            self._changed.notify_all()
 
     def _answer(self, request: Request) -> Outcome:
         return verdict(self._config.require, [lane.outcome(request) for lane in self._lanes])
@@ -407,7 +422,8 @@ class Shipper:
         with connection:
             connection.settimeout(REQUEST_SECONDS)
             try:
-                request = connection.makefile("rb").readline(REQUEST_BYTES)
+                with connection.makefile("rb") as reader:
+                    request = reader.readline(REQUEST_BYTES)
             except OSError:
                 return
             with self._beat:
@@ -450,6 +466,16 @@ class Shipper:
                         connection.send(b" ")
 
 
+def greet(destination: Destination) -> None:
+    """Whether it still works; Unreachable when it does not."""
+    try:
+        destination.hello()
+    except Unreachable:
+        raise
+    except HotspareError as error:  # a disk that is not mounted any more
+        raise Unreachable(error.message, **error.facts) from error
+
+
 def waits(connection: socket.socket) -> bool:
     """Whether the client is still there: it says nothing after its request."""
     poll = select.poll()
@@ -466,6 +492,7 @@ def listen(path: str) -> socket.socket:
             os.unlink(path)
         listener.bind(path)
     except OSError as error:
+        listener.close()
         raise HotspareError(f"cannot listen at {path}: {error.strerror}; is its directory there, and ours?") from error
     finally:
         os.umask(mask)

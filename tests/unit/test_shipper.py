@@ -5,14 +5,47 @@
 
 from __future__ import annotations
 
+import os
+import random
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.hotspare.postgresql.plugins.module_utils import archive_link, shipper
+from ansible_collections.hotspare.postgresql.plugins.module_utils.archive import Archive, Identity
+from ansible_collections.hotspare.postgresql.plugins.module_utils.archive_fetch import following
+from ansible_collections.hotspare.postgresql.plugins.module_utils.archive_link import LocalDestination
+from ansible_collections.hotspare.postgresql.plugins.module_utils.server import Instance
 from ansible_collections.hotspare.postgresql.plugins.module_utils.shell import HotspareError
-from ansible_collections.hotspare.postgresql.plugins.module_utils.shipper import File, order, verdict
+from ansible_collections.hotspare.postgresql.plugins.module_utils.shipper import (
+    File,
+    Shipper,
+    order,
+    ship_alone,
+    verdict,
+)
 from ansible_collections.hotspare.postgresql.plugins.module_utils.store import Conflict, Full
-from ansible_collections.hotspare.postgresql.plugins.module_utils.wire import Unreachable, exit_code
+from ansible_collections.hotspare.postgresql.plugins.module_utils.wal import MIB
+from ansible_collections.hotspare.postgresql.plugins.module_utils.wal_file import BadWal
+from ansible_collections.hotspare.postgresql.plugins.module_utils.wire import Refused, Unreachable, exit_code
 from hypothesis import given
 from hypothesis import strategies as st
 
+from .destinations import config
+from .wal_pages import HISTORY, SYSTEM, segment
+
+NAMES = following("000000010000000000000001", MIB, 1)  # 16 of 1 MB each
+SECONDS = 30
 OUTCOMES = st.sampled_from([True, False, Conflict("differs"), Full("no room"), Unreachable("gone"), HotspareError("?")])
+
+
+# --- decisions -------------------------------------------------------------------------------------------------------
 
 
 @given(st.sampled_from(["one", "all"]), st.lists(OUTCOMES, min_size=1, max_size=5))
@@ -36,3 +69,323 @@ def test_files_go_as_the_archiver_takes_them():
     names = ["000000020000000000000004", "00000003.history", "000000010000000000000009", "00000002.history"]
     files = sorted((File(name, f"pg_wal/{name}", (0, 0, 0, 0), 0.0) for name in names), key=order)
     assert [file.name for file in files] == [names[3], names[1], names[2], names[0]]
+
+
+# --- lanes -----------------------------------------------------------------------------------------------------------
+
+
+class Site:
+    """A data directory and destinations a and b, which fail as the test says."""
+
+    def __init__(self, directory: Path, **changes: Any) -> None:
+        self.directory = directory
+        self.data = directory / "data"
+        self.status = self.data / "pg_wal" / "archive_status"
+        self.status.mkdir(parents=True)
+        for name in ("a", "b"):
+            (directory / name).mkdir()
+            Archive(str(directory / name)).establish(SYSTEM, MIB)
+        self.config = config(
+            node=asdict(Instance("db1", str(self.data), "/usr/bin")),
+            directory=str(directory / "own"),
+            destinations=[{"name": name, "directory": str(directory / name)} for name in ("a", "b")],
+            **changes,
+        )
+        self.fails: dict[str, HotspareError] = {}
+        self.puts: Counter[tuple[str, str]] = Counter()
+        self.connects: Counter[str] = Counter()
+        self.ended = False
+        self.shipper = Shipper(self.config, self.connect)
+        self.lanes = {lane.name: lane for lane in self.shipper._lanes}
+
+    def connect(self, place, found) -> Destination:
+        self.connects[place.name] += 1
+        self.fail(place.name, Unreachable)
+        return Destination(place, found, self)
+
+    def fail(self, name: str, *kinds: type[HotspareError]) -> None:
+        error = self.fails.get(name)
+        if isinstance(error, kinds):
+            raise error
+
+    def start(self) -> None:
+        for lane in self.lanes.values():
+            threading.Thread(target=lane.work, daemon=True).start()
+
+    def ready(self, name: str, content: bytes | None = None) -> None:
+        (self.data / "pg_wal" / name).write_bytes(segment(name) if content is None else content)
+        (self.status / f"{name}.ready").touch()
+
+    def done(self, name: str) -> None:
+        (self.status / f"{name}.ready").rename(self.status / f"{name}.done")
+
+    def ask(self, name: str, **more: Any) -> None:
+        self.shipper.archive(name, str(self.data / "pg_wal" / name), **more)
+
+    def look(self) -> None:
+        with self.shipper._changed:
+            self.shipper._look()
+
+    def held(self, name: str) -> list[str]:
+        return [entry.name for entry in Archive(str(self.directory / name)).inventory()]
+
+    def said(self, name: str) -> dict[str, Any]:
+        with self.shipper._changed:
+            return next(record for record in self.shipper._status()["destinations"] if record["name"] == name)
+
+
+@pytest.fixture(autouse=True)
+def whose(monkeypatch):
+    """There is no pg_controldata to ask."""
+    monkeypatch.setattr(archive_link, "identity_of", lambda found: Identity(SYSTEM, MIB))
+
+
+class Destination(LocalDestination):
+    def __init__(self, place, found, site: Site) -> None:
+        super().__init__(place, found)
+        self.site = site
+
+    def hello(self):
+        if self.site.ended:
+            threading.Event().wait()  # as good as ended
+        self.site.fail(self.name, Unreachable)
+        return super().hello()
+
+    def put(self, name, path):
+        self.site.puts[self.name, name] += 1
+        self.site.fail(self.name, HotspareError)
+        return super().put(name, path)
+
+
+@pytest.fixture
+def site(tmp_path, monkeypatch):
+    """site(...) -> a Site whose lanes work."""
+    monkeypatch.setattr(shipper, "LOOK_SECONDS", 0.05)
+    made = []
+
+    def start(**changes: Any) -> Site:
+        made.append(Site(tmp_path, **changes))
+        made[0].start()
+        return made[0]
+
+    yield start
+    for one in made:
+        one.ended = True
+        one.fails.clear()
+
+
+def eventually(look) -> None:
+    deadline = time.monotonic() + SECONDS
+    while not look():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("require", ["one", "all"])
+def test_it_is_ahead_of_the_archiver_and_ships_each_file_once(site, require):
+    there = site(require=require)
+    names = ["00000002.history", *NAMES[:5]]
+    for name in names:
+        there.ready(name, HISTORY[: HISTORY.index("\n") + 1].encode() if "." in name else None)
+    there.ask(names[0])
+    for place in ("a", "b"):
+        eventually(lambda place=place: there.held(place) == sorted(names))
+    for name in names:
+        there.ask(name)
+        there.done(name)
+    there.look()
+    assert set(there.puts.values()) == {1}
+    assert there.connects == {"a": 1, "b": 1}
+    assert there.said("a")["state"] == "connected"
+    assert [there.said("b")[key] for key in ("last", "waiting", "waiting_bytes", "oldest_waiting_seconds")] == [
+        names[-1], 0, 0, None,
+    ]  # fmt: skip
+
+
+def test_one_is_enough_and_the_other_gets_it_as_long_as_it_is_there(site):
+    there = site(require="one")
+    there.fails["b"] = Unreachable("the network is gone")
+    for name in NAMES[:3]:
+        there.ready(name)
+        there.ask(name)
+        there.done(name)
+    assert there.held("a") == NAMES[:3]
+    assert (there.said("b")["state"], there.said("b")["behind"]) == ("unreachable", 3)
+    (there.data / "pg_wal" / NAMES[0]).unlink()
+    (there.data / "pg_wal" / NAMES[1]).rename(there.data / "pg_wal" / NAMES[9])  # new WAL will be written to it
+    there.look()
+    assert (there.said("b")["behind"], there.said("b")["left"]) == (1, 2)
+    del there.fails["b"]
+    eventually(lambda: there.held("b") == [NAMES[2]])
+    eventually(lambda: (there.said("b")["state"], there.said("b")["behind"]) == ("connected", 0))
+
+
+def test_all_have_to_have_it(site):
+    there = site(require="all")
+    there.fails["b"] = Refused("who are you?")
+    there.ready(NAMES[0])
+    with pytest.raises(Refused, match="who are you"):
+        there.ask(NAMES[0])
+    assert there.said("b")["state"] == "refused"
+    assert there.said("b")["error"] == "who are you?"
+    assert (there.said("b")["waiting"], there.said("b")["waiting_bytes"]) == (1, MIB)
+    eventually(lambda: there.held("a") == [NAMES[0]])
+    there.fails.clear()
+    eventually(lambda: there.said("b")["state"] == "connected")
+    there.ask(NAMES[0])
+    assert there.held("b") == [NAMES[0]]
+
+
+def test_what_is_refused_is_told_and_holds_up_nothing(site):
+    there = site(require="all")
+    (there.directory / "file").write_bytes(segment(NAMES[1], fill=b"y"))
+    Archive(str(there.directory / "b")).put(NAMES[1], str(there.directory / "file"))
+    empty = f"{NAMES[1]}.00000028.backup"
+    for name in NAMES[:3]:
+        there.ready(name)
+    there.ready(empty, b"")
+    there.look()
+    eventually(lambda: there.held("b") == NAMES[:3] and there.held("a") == NAMES[:3])
+    eventually(lambda: (there.said("b")["state"], there.said("a")["state"]) == ("conflict", "refused"))
+    there.ask(NAMES[0])
+    there.ask(NAMES[2])
+    for _ in range(2):  # it is tried anew each time
+        puts = there.puts["b", NAMES[1]]
+        with pytest.raises(Conflict):
+            there.ask(NAMES[1])
+        assert there.puts["b", NAMES[1]] == puts + 1
+        with pytest.raises(BadWal):
+            there.ask(empty)
+    assert there.held("a") == NAMES[:3]
+    next((there.directory / "b").rglob(NAMES[1])).unlink()
+    there.ask(NAMES[1])
+    (there.status / f"{empty}.ready").unlink()
+    there.look()
+    eventually(lambda: (there.said("b")["state"], there.said("a")["state"]) == ("connected", "connected"))
+
+
+def test_a_full_destination_is_filled_when_there_is_room(site):
+    there = site(require="all")
+    there.fails["a"] = Full("no room")
+    for name in NAMES[:3]:
+        there.ready(name)
+    for _ in range(2):
+        with pytest.raises(Full):
+            there.ask(NAMES[0])
+    assert there.said("a")["state"] == "full"
+    assert there.said("a")["waiting"] == 3
+    eventually(lambda: there.held("b") == NAMES[:3])
+    assert there.held("a") == []
+    there.fails.clear()
+    there.look()
+    eventually(lambda: there.held("a") == NAMES[:3])
+    there.ask(NAMES[0])
+    assert there.said("a")["state"] == "connected"
+
+
+def test_another_file_of_that_name_is_not_taken_for_it(site):
+    there = site(require="all")
+    there.ready(NAMES[0])
+    there.ask(NAMES[0])
+    there.ready(NAMES[0], segment(NAMES[0], fill=b"y"))
+    with pytest.raises(Conflict):
+        there.ask(NAMES[0])
+
+
+def test_who_asked_is_gone(site, monkeypatch):
+    monkeypatch.setattr(shipper, "BEAT_SECONDS", 0.01)
+    there = site(require="all")
+    there.ready(NAMES[0])
+    release = threading.Event()
+    monkeypatch.setattr(Destination, "put", lambda *args: release.wait(SECONDS))
+    with pytest.raises(HotspareError, match="has ended"):
+        there.ask(NAMES[0], wanted=lambda: False)
+    release.set()
+    assert there.shipper._requests == []
+
+
+def test_a_file_that_is_not_there(site):
+    there = site()
+    with pytest.raises(HotspareError, match="cannot read"):
+        there.ask(NAMES[0])
+
+
+def test_whatever_fails_what_was_acknowledged_is_there(site):
+    """Destinations that fail at random, and an archiver that asks until it is told that it is archived."""
+    chance = random.Random(4)
+    there = site(require="all")
+    errors = [None, Unreachable("gone"), Full("no room"), HotspareError("?"), None]
+    for name in NAMES:
+        there.ready(name)
+    for name in NAMES:
+        for attempt in range(1000):
+            for place in ("a", "b"):
+                error = chance.choice(errors) if attempt < 5 else None
+                there.fails.pop(place, None)
+                if error is not None:
+                    there.fails[place] = error
+            try:
+                there.ask(name)
+            except HotspareError:
+                time.sleep(0.01)
+                continue
+            assert name in there.held("a")
+            assert name in there.held("b")
+            there.done(name)
+            break
+        else:
+            pytest.fail(f"{name} was never archived")
+
+
+# --- without the shipper ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("require", "fails", "held"),
+    [("one", [], "a"), ("one", ["a"], "b"), ("all", [], "ab"), ("one", ["a", "b"], None), ("all", ["b"], None)],
+)
+def test_alone(tmp_path, require, fails, held):
+    there = Site(tmp_path, require=require)
+    there.ready(NAMES[0])
+    there.fails = {name: Unreachable("gone") for name in fails}
+    path = str(there.data / "pg_wal" / NAMES[0])
+    if held is None:
+        with pytest.raises(Unreachable):
+            ship_alone(there.config, path, NAMES[0], there.connect)
+    else:
+        ship_alone(there.config, path, NAMES[0], there.connect)
+        assert [name for name in ("a", "b") if there.held(name)] == list(held)
+
+
+# --- the process -----------------------------------------------------------------------------------------------------
+
+
+def test_an_error_that_nobody_expected_ends_the_process():
+    code = (
+        f"import sys, threading; sys.path[:0] = {sys.path!r}\n"
+        f"from {shipper.__name__} import _end\n"
+        "threading.excepthook = _end\n"
+        "threading.Thread(target=lambda: 1 / 0).start()\n"
+        "threading.Event().wait(60)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert "ZeroDivisionError" in done.stderr
+
+
+def test_systemd_is_told(tmp_path, monkeypatch):
+    shipper.notify("READY=1")  # nobody wants to know
+    with shipper.socket.socket(shipper.socket.AF_UNIX, shipper.socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        shipper.notify("READY=1")
+        assert manager.recv(100) == b"READY=1"
+
+
+def test_the_socket_is_for_this_account_alone(tmp_path):
+    path = str(tmp_path / "socket")
+    for _ in range(2):  # also when one that was killed left it
+        with shipper.listen(path):
+            assert os.stat(path).st_mode & 0o777 == 0o600
+    with pytest.raises(HotspareError, match="nowhere"):
+        shipper.listen("/nowhere/socket")
