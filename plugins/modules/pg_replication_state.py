@@ -485,17 +485,17 @@ node:
         running: true
         reason: null
         pid: 812
-        since: "2026-11-20T10:43:58+00:00"
+        since: "2026-11-20 10:43:58 UTC"
         version: 0.1.0
-        updated: "2026-11-20T10:44:58+00:00"
+        updated: "2026-11-20 10:44:58 UTC"
         acknowledged: "00000001000000000000000C"
         destinations:
           - name: db2
             state: connected
-            since: "2026-11-20T10:43:58+00:00"
+            since: "2026-11-20 10:43:58 UTC"
             error: null
             last: "00000001000000000000000C"
-            last_at: "2026-11-20T10:44:51+00:00"
+            last_at: "2026-11-20 10:44:51 UTC"
             waiting: 0
             waiting_bytes: 0
             oldest_waiting_seconds: null
