@@ -155,18 +155,26 @@ def _of_backup(backup: Backup, detail: str) -> Need:
 
 
 def _asked(name: str, connecting: Callable[[], Any], system_identifier: int) -> list[Need]:
-    import psycopg2
-
     try:
-        with bounded(2 * ASK_SECONDS), contextlib.closing(connecting()) as connection, connection.cursor() as cursor:
-            cursor.execute(QUESTION)
-            return answered(name, cursor.fetchone()[0], system_identifier)
+        with bounded(2 * ASK_SECONDS):
+            return answered(name, _answer(connecting), system_identifier)
     except HotspareError as error:
         return [Need("server", name, None, error.message)]
     except TimeoutError:
         return [Need("server", name, None, f"it did not answer within {2 * ASK_SECONDS:g} s")]
+
+
+def _answer(connecting: Callable[[], Any]) -> Mapping[str, Any]:
+    connection = connecting()  # which says so where psycopg2 is missing
+    import psycopg2
+
+    try:
+        with contextlib.closing(connection), connection.cursor() as cursor:
+            cursor.execute(QUESTION)
+            answer: Mapping[str, Any] = cursor.fetchone()[0]
+            return answer
     except psycopg2.Error as error:
-        return [Need("server", name, None, f"it does not say: {' '.join(str(error).split())}")]
+        raise HotspareError(f"it does not say: {' '.join(str(error).split())}") from error
 
 
 def _to_node(instance: Instance) -> Any:
