@@ -8,13 +8,13 @@ The same file is read at both ends: by who ships, and by the forced command that
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Optional
 
+from .config_file import read_config_file
 from .peers import Peer
 from .server import Instance
 from .shell import HotspareError
@@ -157,18 +157,7 @@ class ArchiveConfig:
 
 def read_archive_config(path: str) -> ArchiveConfig:
     """HotspareError when it is not there or not one of ours."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            # It says what is read and written as whom, and may lie in a directory of the server's account.
-            if os.fstat(file.fileno()).st_uid not in (0, os.geteuid()):
-                raise HotspareError(f"{path} does not belong to root: remove it and run site.yml, which writes it")
-            return parse_archive_config(json.load(file))
-    except OSError as error:
-        raise HotspareError(f"cannot read {path}: {error.strerror}; run site.yml, which writes it") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise HotspareError(
-            f"{path} is not what the role archive writes ({error}): run site.yml, which writes it"
-        ) from error
+    return read_config_file(path, "archive", parse_archive_config)
 
 
 def parse_archive_config(found: Mapping[str, Any]) -> ArchiveConfig:

@@ -9,14 +9,14 @@ secret. A new command is a function in COMMANDS that takes the path of CONFIG an
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Optional
 
 from .address import Place, keep, release
+from .config_file import read_config_file
 from .guard import POLICIES, guard, note_path
 from .peers import Peer
 from .server import Instance
@@ -37,29 +37,20 @@ class Config:
 
 def read_config(path: str) -> Config:
     """HotspareError when it is not there or not one of ours."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            # It says what is run as whom, and lies in a directory of the server's account.
-            if os.fstat(file.fileno()).st_uid not in (0, os.geteuid()):
-                raise HotspareError(f"{path} does not belong to root: remove it and run site.yml, which writes it")
-            found: dict[str, Any] = json.load(file)
-        place = Place(**found["address"]) if found["address"] else None
-        config = Config(
-            instance=Instance(**found["node"]),
-            peers=[Peer(**peer) for peer in found["peers"]],
-            guard_wait=float(found["guard"]["wait"]),
-            guard_policy=str(found["guard"]["policy"]),
-            place=place,
-        )
-    except OSError as error:
-        raise HotspareError(f"cannot read {path}: {error.strerror}; run site.yml, which writes it") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise HotspareError(
-            f"{path} is not what the role node writes ({error}): run site.yml, which writes it"
-        ) from error
-    if config.guard_policy not in POLICIES:
-        raise HotspareError(f"{path}: the guard's policy {config.guard_policy!r} is none of {', '.join(POLICIES)}")
-    return config
+    return read_config_file(path, "node", _parse_config)
+
+
+def _parse_config(found: Mapping[str, Any]) -> Config:
+    policy = found["guard"]["policy"]
+    if policy not in POLICIES:
+        raise ValueError(f"the guard's policy {policy!r} is none of {', '.join(POLICIES)}")
+    return Config(
+        instance=Instance(**found["node"]),
+        peers=[Peer(**peer) for peer in found["peers"]],
+        guard_wait=float(found["guard"]["wait"]),
+        guard_policy=policy,
+        place=Place(**found["address"]) if found["address"] else None,
+    )
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
