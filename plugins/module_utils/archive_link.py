@@ -37,8 +37,8 @@ ALIVE_COUNT = 3
 END_SECONDS = 0.5  # an ssh that waits for its network is killed then
 F_SETPIPE_SZ = 1031  # fcntl has its name from Python 3.10 on
 BATCH = 1000  # names in one message
+LIST_SECONDS = 600.0  # until a large and slow file system has told what it has
 TAIL_BYTES = 4000  # of what ssh said
-
 
 Upload = tuple[Iterable[bytes], Callable[[], Mapping[str, Any]]]
 
@@ -353,7 +353,7 @@ class SshDestination(Destination):
     def _records(self, op: str, names: Optional[Iterable[str]] = None) -> Iterator[Any]:
         """What a list operation finds; asked for in batches, answered in chunks, so that no list is too long."""
         for batch in [None] if names is None else _batches(names):
-            self._ask({"op": op} if batch is None else {"op": op, "names": batch})
+            self._ask({"op": op} if batch is None else {"op": op, "names": batch}, wait=LIST_SECONDS)
             for chunk in self._chunks():
                 try:
                     records = json.loads(chunk)

@@ -25,7 +25,7 @@ from .shell import HotspareError
 from .version import VERSION
 from .wire import PROTOCOL, Broken, Channel, Missing, Payload, Reply, Stream, failure
 
-RECORDS = 1000  # in one chunk
+RECORDS = 200  # in one chunk, where they fit even if each has a path that is as long as a path can be
 
 
 def serve(config_path: str, stdin: IO[bytes], stdout: IO[bytes]) -> int:
