@@ -39,9 +39,9 @@ from .wal_file import kind
 from .wire import CODES, Refused, Unreachable, exit_code
 
 BEAT_SECONDS = 5.0  # who waits for us sees that often that we live; archive_client.SILENT_SECONDS is more
-LOOK_SECONDS = 10.0  # between two looks at archive_status, at idle connections, and for status.json
+POLL_SECONDS = 0.5  # at most, until what changed in archive_status is seen, and until status.json has it
+LOOK_SECONDS = 10.0  # the same for what tells nobody: connections that broke, room that was made
 RETRY_SECONDS = 30.0  # until a file that was refused is tried again, unless it is asked for
-STATUS_SECONDS = 0.5  # at least, between two changes of status.json
 REQUEST_BYTES = 1 << 16
 REQUEST_SECONDS = 10.0
 
@@ -133,6 +133,13 @@ def still_there(file: File) -> bool:
     return False
 
 
+def status_mark(node: Instance) -> int:
+    """Changes with what is in archive_status."""
+    with contextlib.suppress(OSError):
+        return os.stat(node.path("pg_wal", "archive_status")).st_mtime_ns
+    return 0
+
+
 def ready_files(node: Instance) -> list[File]:
     """What waits for the archiver, in its order; nothing when that cannot be read."""
     found = []
@@ -208,12 +215,11 @@ class Lane:
         wanted = {file.name: file for file in (*ready, *self.behind.values(), *asked)}
         self._held = {name: file for name, file in self._held.items() if name in wanted}
         self._failed = {name: failure for name, failure in self._failed.items() if name in wanted}
-        late = time.monotonic() - RETRY_SECONDS
-        self.todo = deque(
-            file
-            for name, file in wanted.items()
-            if self.lacks(file) and (name not in self._failed or self._failed[name].at < late)
-        )
+        now = time.monotonic()
+        refused = {name for name, failure in self._failed.items() if now - failure.at < RETRY_SECONDS}
+        self.todo = deque(file for name, file in wanted.items() if self.lacks(file) and name not in refused)
+        if self._full is not None and now - self._full.at < LOOK_SECONDS:
+            self.todo.clear()
 
     def work(self) -> NoReturn:
         """For ever: the work of a thread."""
@@ -290,7 +296,7 @@ class Lane:
                 self.todo.appendleft(file)
             elif isinstance(error, Full):
                 self._full = Failure(error, time.monotonic())
-                self.todo.clear()  # until the next look
+                self.todo.clear()
             elif still_there(file) or any(request.file == file for request in self._requests):
                 self._failed[file.name] = Failure(error, time.monotonic())
         state, error = self._judged()
@@ -332,6 +338,7 @@ class Shipper:
         self._requests: list[Request] = []
         self._ready: list[File] = []
         self._looked = 0.0
+        self._mark = 0
         self._acknowledged: Optional[str] = None
         self._since = utc()
         self._lanes = [Lane(place, config, self._changed, self._requests, connect) for place in config.destinations]
@@ -347,19 +354,19 @@ class Shipper:
         for work in (*(lane.work for lane in self._lanes), lambda: self._accept(listener), self._beats):
             threading.Thread(target=work, daemon=True).start()
         notify("READY=1")
+        written = None
         while True:
             with self._changed:
-                if time.monotonic() - self._looked >= LOOK_SECONDS:
+                if self._is_time_to_look():
                     self._look()
                 count, status = self._changed.count, self._status()
-            try:
-                write_durably(self._config.status_file, json.dumps(status, indent=2) + "\n", mode=0o644)
-            except HotspareError as error:  # archiving goes on
-                say(error.message)
-            time.sleep(STATUS_SECONDS)
-            with self._changed:
-                if self._changed.count == count:
-                    self._changed.wait(LOOK_SECONDS)
+            if count != written:
+                try:
+                    write_durably(self._config.status_file, json.dumps(status, indent=2) + "\n", mode=0o644)
+                except HotspareError as error:  # archiving goes on
+                    say(error.message)
+                written = count
+            time.sleep(POLL_SECONDS)
 
     # --- archive_command ---------------------------------------------------------------------------------------------
 
@@ -394,8 +401,12 @@ class Shipper:
     def _answer(self, request: Request) -> Outcome:
         return verdict(self._config.require, [lane.outcome(request) for lane in self._lanes])
 
+    def _is_time_to_look(self) -> bool:
+        """The archiver may pause for a minute while new files come."""
+        return status_mark(self._node) != self._mark or time.monotonic() - self._looked >= LOOK_SECONDS
+
     def _look(self) -> None:
-        self._looked = time.monotonic()
+        self._looked, self._mark = time.monotonic(), status_mark(self._node)
         self._ready = ready_files(self._node)
         for lane in self._lanes:
             lane.look(self._ready)
