@@ -166,9 +166,12 @@ def days(root: bytes, pattern: str) -> dict[bytes, date]:
 
 
 def is_empty(root: bytes, folder: bytes) -> bool:
-    """OSError."""
-    with os.scandir(place(root, folder)) as entries:
-        return next(entries, None) is None
+    """HotspareError."""
+    try:
+        with os.scandir(place(root, folder)) as entries:
+            return next(entries, None) is None
+    except OSError as error:
+        raise broken(root, folder, error) from error
 
 
 class Spool:
@@ -315,6 +318,11 @@ class Home:
         path = self.manifest(partition)
         with _reading(path), contextlib.suppress(FileNotFoundError), open(path, encoding="utf-8", newline="\n") as file:
             yield from parse_manifest(file)
+
+    def require_documents(self, root: bytes) -> None:
+        """HotspareError when there are none, and there were: the file system is not mounted."""
+        if is_empty(root, b"") and any(head.files for head in self.manifests().values()):
+            raise HotspareError(f"{os.fsdecode(root)} is empty, and there are manifests of what was in it: mount it")
 
     def seal(self, partition: str, entries: Iterable[Entry]) -> None:
         """Write the manifest of entries, which are gone through twice, whole and durably.

@@ -56,6 +56,7 @@ STAGING = b".hotspare-incoming"
 EVIDENCE = b".hotspare-conflicts"
 LOCK_SECONDS = 60  # another source is given that long to have its batch taken
 LINES = 1000  # in one chunk
+FILE_MODE, FOLDER_MODE = 0o777, 0o2777  # what another host may say of modes here
 NAMES = 100  # told of what a day lacks
 _SOURCE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _FLAGS = re.compile(r"-[OptR]+(e[A-Za-z0-9.]*)?")  # modes, times, whole paths; and what both ends can do
@@ -77,10 +78,9 @@ class Copy:
             raise HotspareError(f"{self.tree.path} of {config.name} is not there: mount it, or run site.yml")
         if not os.path.isdir(self.home.path):
             raise HotspareError(f"{self.home.path} of {config.name} is not there: run site.yml, which makes it")
-        # An archive host is never a primary. A node says itself what it is, by its timer.
-        if config.node is None and not os.path.exists(self.home.modes):
-            make_copy(self.root, self.home, lambda path, reason: None)
-        self.read_only = os.path.exists(self.home.modes)
+        self.home.require_documents(self.root)
+        # A node says itself what it is, by its timer; an archive host is never a primary.
+        self.read_only = config.node is None or os.path.exists(self.home.modes)
 
     def listing(self, partition: str) -> Iterator[Entry]:
         """What a day's folder holds; "" is all that is in none. HotspareError, also for what may not be read."""
@@ -219,17 +219,19 @@ def _accept(copy: Copy, request: Mapping[str, Any], payload: Iterable[bytes]) ->
     `targets` of links and modes of `folders` by path. What is told is durable.
     """
     entries = [parse_line(text) for text in request["entries"]]
-    targets = {unescaped(path): unescaped(target) for path, target in request["targets"].items()}
-    modes = {require_inside(unescaped(path)): int(mode) for path, mode in request["folders"].items()}
+    targets = {require_inside(unescaped(path)): unescaped(target) for path, target in request["targets"].items()}
+    modes = {require_inside(unescaped(path)): int(mode) & FOLDER_MODE for path, mode in request["folders"].items()}
     staging = copy.staging(str(request["source"]))
     with _explained(copy), copy.home.lock("accept", LOCK_SECONDS):
-        for entry in entries:
-            if stat.S_ISLNK(entry.mode):
-                _stage_link(staging, entry, targets[entry.path])
+        if copy.read_only and not os.path.exists(copy.home.modes):
+            make_copy(copy.root, copy.home, lambda path, reason: None)
+        for path, target in targets.items():
+            _stage_link(staging, path, target)
         arrived = [entry for entry in entries if _has_arrived(staging, entry)]
         if copy.read_only:
             new = [(mode, path) for path, mode in modes.items() if not os.path.exists(place(copy.root, path))]
-            copy.home.note_modes([*new, *((entry.mode, entry.path) for entry in arrived if entry.mode & WRITE)])
+            files = [(entry.mode & FILE_MODE, entry.path) for entry in arrived if entry.mode & WRITE]
+            copy.home.note_modes([*new, *files])
         for entry in arrived:
             _dress(staging, entry, copy.read_only)
         make_durable(copy.root)  # content, before it has its names
@@ -312,17 +314,17 @@ def _state(copy: Copy, entry: Entry, adjust: bool) -> str:
     if held is None:
         return "missing"
     if held:
-        if adjust:
+        if adjust and copy.read_only:
             _set_time(copy.path(entry), entry)
         return "same"
     return "kept" if os.path.lexists(place(copy.root, copy.evidence(entry))) else "different"
 
 
-def _stage_link(staging: bytes, entry: Entry, target: bytes) -> None:
+def _stage_link(staging: bytes, link: bytes, target: bytes) -> None:
     """Made here: an rsync that may bring links may bring any."""
-    path = os.path.join(staging, entry.path)
-    if not link_stays(entry.path, target):
-        raise HotspareError(f"the link {escaped(entry.path)} leads out of the tree: it is not taken")
+    path = os.path.join(staging, link)
+    if not link_stays(link, target):
+        raise HotspareError(f"the link {escaped(link)} leads out of the tree: it is not taken")
     os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
@@ -342,11 +344,11 @@ def _has_arrived(staging: bytes, entry: Entry) -> bool:
 
 
 def _dress(staging: bytes, entry: Entry, read_only: bool) -> None:
-    """Its time, and its mode here; who ships from a copy has no write bits to send."""
+    """Its time, and its mode here."""
     path = os.path.join(staging, entry.path)
     _set_time(path, entry)
     if not stat.S_ISLNK(entry.mode):
-        os.chmod(path, stat.S_IMODE(entry.mode & ~WRITE if read_only else entry.mode | stat.S_IWUSR))
+        os.chmod(path, entry.mode & FILE_MODE & ~(WRITE if read_only else 0))
 
 
 def _set_time(path: bytes, entry: Entry) -> None:
@@ -362,9 +364,7 @@ def _link(copy: Copy, staging: bytes, entry: Entry, folders: Opened) -> str:
         outcome = "new"
     except (FileExistsError, NotADirectoryError):
         outcome = "same" if copy.holds(entry) else "different"
-        if outcome == "same":
-            _set_time(copy.path(entry), entry)
-        else:
+        if outcome == "different":
             folders.open(os.path.dirname(copy.evidence(entry)))
             with contextlib.suppress(FileExistsError):
                 os.link(staged, place(copy.root, copy.evidence(entry)), follow_symlinks=False)

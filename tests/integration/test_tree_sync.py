@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.hotspare.postgresql.plugins.module_utils import tree_files, tree_sync
+from ansible_collections.hotspare.postgresql.plugins.module_utils import tree_files, tree_sync, tree_target
 from ansible_collections.hotspare.postgresql.plugins.module_utils.archive_config import read_archive_config
 from ansible_collections.hotspare.postgresql.plugins.module_utils.archive_link import ssh_command
 
@@ -183,8 +183,8 @@ def test_a_run_whose_destination_dies_is_continued(pair, monkeypatch):
     db1, db2 = pair
     for number in range(6):
         db1.write(f"{number}", "x" * 100)
-    monkeypatch.setattr(tree_sync, "BATCH_FILES", 2)
-    real = tree_sync.Target._call
+    monkeypatch.setattr(tree_target, "BATCH_FILES", 2)
+    real = tree_target.Target._call
 
     def dying(target, op, **arguments):
         reply = real(target, op, **arguments)
@@ -192,12 +192,12 @@ def test_a_run_whose_destination_dies_is_continued(pair, monkeypatch):
             _send(signal.SIGKILL, db2.host.programs())
         return reply
 
-    monkeypatch.setattr(tree_sync.Target, "_call", dying)
+    monkeypatch.setattr(tree_target.Target, "_call", dying)
     done = db1.sync()
     assert done["destinations"][0]["error"].startswith("db2 (")
     assert done["problems"] == [f"db2: {done['destinations'][0]['error']}"]
     assert len(db2.documents()) == done["destinations"][0]["files"] == 2
-    monkeypatch.setattr(tree_sync.Target, "_call", real)
+    monkeypatch.setattr(tree_target.Target, "_call", real)
     assert at(db1.sync())["files"] == 4
     assert db2.documents() == db1.documents()
 

@@ -48,9 +48,11 @@ FLOORS = (
     {"archive", "replication", "wire"},  # second
     {"archive_config"},  # second: where WAL and documents come from and go to
     {"tree_files"},  # second: documents of this host
-    {"tree_server"},  # second: what takes documents
+    {"tree_server", "tree_source"},  # second: what takes documents; what has them
     {"archive_needs"},  # second: who needs WAL of it
     {"archive_link"},  # second: a destination, seen from who ships
+    {"tree_target"},  # second: a destination of documents, seen from who ships
+    {"tree_compare"},  # second: what is there of them
     {"tree_sync"},  # second: what ships documents
     {"archive_server"},  # second: the same, seen from there
     {"archive_fetch"},  # second: what restore_command brings

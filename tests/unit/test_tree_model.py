@@ -15,7 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ansible_collections.hotspare.postgresql.plugins.module_utils import tree_files, tree_server, tree_sync
+from ansible_collections.hotspare.postgresql.plugins.module_utils import tree_files, tree_server, tree_source, tree_sync
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -49,7 +49,7 @@ class Trees(RuleBasedStateMachine):
             def now(cls, tz: Any = None) -> datetime:
                 return outer.now
 
-        self.patch.setattr(tree_sync, "datetime", Clock)
+        self.patch.setattr(tree_source, "datetime", Clock)
         self.primary, self.standby = Node(self.directory, "db1"), Node(self.directory, "db2")
         connect(self.patch, self.primary, self.standby)
         self.versions: dict[str, set[str]] = defaultdict(set)

@@ -168,11 +168,30 @@ def test_a_copy_stays_read_only_and_knows_the_modes_of_the_original(node):
     assert (node.path / "2026/a").stat().st_mode & 0o777 == 0o644
 
 
-def test_an_archive_host_has_a_copy_from_the_first_question_on(tmp_path):
+def test_an_archive_host_has_a_copy_from_the_first_document_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(tree_server, "make_durable", lambda root: None)
     node = Node(tmp_path, "store", archive_host=True)
-    node.write("a")
+    before = node.write("a").stat().st_mode
     ask(node, "look", partition="")
-    assert not (node.path / "a").stat().st_mode & 0o222
+    assert (node.path / "a").stat().st_mode == before
+    accept(node, stage(node, b"b"))
+    assert not [path for path in (node.path, node.path / "a", node.path / "b") if path.stat().st_mode & 0o222]
+
+
+def test_another_host_gives_away_no_rights_here(node):
+    found = stage(node, b"f/a")._replace(mode=0o106777)
+    assert accept(node, found, folders={"f": 0o7777}) == ["new"]
+    assert [path.stat().st_mode & 0o7777 for path in (node.path / "f", node.path / "f/a")] == [0o2777, 0o777]
+
+
+def test_only_a_copy_takes_the_time_of_the_other(node):
+    node.write("a", "new")
+    before = (node.path / "a").stat().st_mtime
+    for copy in (False, True):
+        if copy:
+            (node.home / "modes").touch()
+        assert ask(node, "compare", entries=[line(entry(b"a"))], adjust=True)["states"] == ["same"]
+        assert (node.path / "a").stat().st_mtime == (1 if copy else before)
 
 
 def test_a_full_disk_is_told_as_one(node, monkeypatch):

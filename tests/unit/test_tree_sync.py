@@ -10,7 +10,13 @@ from datetime import datetime, timedelta
 from types import SimpleNamespace
 
 import pytest
-from ansible_collections.hotspare.postgresql.plugins.module_utils import tree_files, tree_sync
+from ansible_collections.hotspare.postgresql.plugins.module_utils import (
+    tree_compare,
+    tree_files,
+    tree_source,
+    tree_sync,
+    tree_target,
+)
 from ansible_collections.hotspare.postgresql.plugins.module_utils.document_tree import Entry
 from ansible_collections.hotspare.postgresql.plugins.module_utils.shell import HotspareError
 from ansible_collections.hotspare.postgresql.plugins.module_utils.wire import Unreachable
@@ -31,7 +37,7 @@ def clock(monkeypatch):
         def now(cls, tz=None):
             return at.now
 
-    monkeypatch.setattr(tree_sync, "datetime", Clock)
+    monkeypatch.setattr(tree_source, "datetime", Clock)
     return at
 
 
@@ -96,7 +102,7 @@ def test_midnight_passes_during_a_run(pair, clock, monkeypatch):
     db1, db2 = pair
     clock.now = datetime(2026, 11, 20, 23, 59, 59)
     db1.write(f"{DAY}/a.pdf")
-    real = tree_sync.Target._take
+    real = tree_target.Target._take
 
     def take(target, entries):
         clock.now = datetime(2026, 11, 21, 0, 0, 1)
@@ -104,9 +110,9 @@ def test_midnight_passes_during_a_run(pair, clock, monkeypatch):
         db1.write(f"{DAY}/z.pdf")
         return real(target, entries)
 
-    monkeypatch.setattr(tree_sync.Target, "_take", take)
+    monkeypatch.setattr(tree_target.Target, "_take", take)
     db1.sync()
-    monkeypatch.setattr(tree_sync.Target, "_take", real)
+    monkeypatch.setattr(tree_target.Target, "_take", real)
     db1.sync()
     assert sorted(db2.documents()) == [f"{DAY}/a.pdf", f"{DAY}/z.pdf", "2026/11/21/b.pdf"]
 
@@ -129,16 +135,16 @@ def test_what_is_written_still_does_not_go(pair, clock):
 def test_what_changes_between_two_looks_is_not_stored(pair, monkeypatch):
     db1, db2 = pair
     file = db1.write("a", "first")
-    real = tree_sync.Target._rsync
+    real = tree_target.Target._rsync
 
     def rsync(target, entries):
         file.write_text("later", encoding="utf-8")
         real(target, entries)
 
-    monkeypatch.setattr(tree_sync.Target, "_rsync", rsync)
+    monkeypatch.setattr(tree_target.Target, "_rsync", rsync)
     done = db1.sync()
     assert (done["skipped_open_files"], at(done)["files"], db2.documents()) == (["a"], 0, {})
-    monkeypatch.setattr(tree_sync.Target, "_rsync", real)
+    monkeypatch.setattr(tree_target.Target, "_rsync", real)
     db1.sync()
     assert db2.documents() == {"a": "later"}
 
@@ -196,7 +202,7 @@ def test_what_comes_late_into_a_sealed_day_is_told_and_shipped(pair, clock):
     db1.write(f"{DAY}/late")
     assert db1.sync(check_mode=True)["changed"] is True
     done = db1.sync()
-    assert done["conflicts"] == [f"{DAY}/late came after its day was sealed: it is shipped and added"]
+    assert done["conflicts"] == [f"{DAY}/late came after its day was sealed: it is shipped, and sealed too"]
     assert (done["sealed"], at(done)["sealed"]) == ([DAY], [DAY])
     assert sorted(db2.documents()) == [f"{DAY}/a", f"{DAY}/late"]
     assert (db1.sync()["changed"], db1.sync()["conflicts"]) == (False, [])
@@ -257,7 +263,7 @@ def test_an_unreachable_destination_does_not_keep_others_from_theirs(tmp_path, m
                 raise Unreachable("db2 cannot be reached")
             super().__init__(place, config)
 
-    monkeypatch.setattr(tree_sync, "SshDestination", Cut)
+    monkeypatch.setattr(tree_target, "SshDestination", Cut)
     db1.write("a")
     done = db1.sync()
     assert [place["error"] for place in done["destinations"]] == ["db2 cannot be reached", None]
@@ -290,7 +296,7 @@ def test_the_timer_looks_at_every_sealed_day_in_turn(pair, clock, monkeypatch):
         db1.write(f"{day:{PATTERN}}/a")
     db1.sync()
     looked: list[str] = []
-    monkeypatch.setattr(tree_sync.Target, "fill", lambda target, partition: looked.append(partition) or True)
+    monkeypatch.setattr(tree_target.Target, "_fill", lambda target, partition: looked.append(partition) or True)
     for number in range(2):
         for day in days:  # as if each had its own time
             manifest = db1.home / f"{day:{PATTERN}}.manifest"
@@ -322,26 +328,40 @@ def test_the_copies_are_read_again(pair, clock):
     db2.path.chmod(0o755)
     db2.write("extra")
 
-    glance = db1.run(tree_sync.check)["destinations"][0]
+    db1.write("fresh")
+    seen = db1.run(tree_sync.check)
+    glance = seen["destinations"][0]
     assert (glance["present"], glance["missing"], glance["different"], glance["extra"]) == (3, 1, 0, 1)
+    assert (glance["waiting"], len(seen["problems"])) == (1, 1)  # what no run has shipped yet is no problem
     found = db1.run(tree_sync.verify)
     there, here = found["destinations"]
-    assert (there["name"], there["own"], there["present"], there["missing"], there["different"]) == (
-        "db2",
-        False,
-        2,
-        1,
-        1,
-    )
-    assert there["names"] == {"missing": [f"{DAY}/a"], "different": [f"{DAY}/b"]}
+    assert [there[key] for key in ("name", "own", "present", "missing", "different")] == ["db2", False, 2, 2, 1]
+    assert there["names"] == {"missing": ["fresh", f"{DAY}/a"], "different": [f"{DAY}/b"]}
     assert there["newest"].startswith(f"{DAY}/c of 2033-05-18 ")
-    assert (here["own"], here["present"], here["missing"], here["different"]) == (True, 4, 0, 0)
+    assert [here[key] for key in ("name", "own", "present", "missing", "different")] == ["db1", True, 5, 0, 0]
     assert len(found["problems"]) == 2
 
     (db1.path / DAY / "a").unlink()  # of this node only its manifest knows
     db1.write(f"{DAY}/b", "changed")
     here = db1.run(tree_sync.verify)["destinations"][1]
-    assert (here["present"], here["missing"], here["different"]) == (2, 1, 1)
+    assert (here["present"], here["missing"], here["different"]) == (3, 1, 1)
+
+
+def test_a_tree_that_is_not_mounted_is_not_an_empty_one(pair, clock):
+    db1, db2 = pair
+    db1.write(f"{DAY}/a")
+    clock.now += timedelta(days=2)
+    db1.sync()
+    for node in (db1, db2):
+        node.path.rename(node.path.with_name("unmounted"))
+        node.path.mkdir()
+        if node is db1:
+            with pytest.raises(HotspareError, match="there are manifests of what was in it: mount it"):
+                db1.sync()
+        else:
+            assert "mount it" in db1.sync()["destinations"][0]["error"]
+        node.path.rmdir()
+        node.path.with_name("unmounted").rename(node.path)
 
 
 # --- roles -----------------------------------------------------------------------------------------------------------
@@ -413,17 +433,21 @@ def test_a_tree_that_is_not_there_is_told(pair, monkeypatch):
 # --- small parts -----------------------------------------------------------------------------------------------------
 
 
-def test_batches_are_small_in_files_and_in_bytes(monkeypatch):
-    monkeypatch.setattr(tree_sync, "BATCH_FILES", 3)
-    monkeypatch.setattr(tree_sync, "BATCH_BYTES", 100)
-    rows = [(Entry(b"%d" % number, size, 0, 0), None) for number, size in enumerate([1, 1, 1, 200, 60, 60, 1])]
-    assert [[row[0].size for row in batch] for batch in tree_sync.batches(rows)] == [[1, 1, 1], [200], [60, 60], [1]]
-
-
 def test_what_is_told_by_name_is_bounded(monkeypatch):
-    monkeypatch.setattr(tree_sync, "NAMES", 4)
-    told = tree_sync.Told()
+    monkeypatch.setattr(tree_source, "NAMES", 4)
+    told = tree_source.Told()
     assert not told
     for name in "abcadef":
         told.add(name)
     assert (len(told), list(told), str(told)) == (6, ["a", "b", "c", "d"], "a, b, c and 3 more")
+
+
+def test_of_a_place_that_was_not_looked_at_to_the_end_nothing_is_known():
+    count = tree_compare.Count()
+    count.add(Entry(b"a", 1, 0, 0o100644), "same")
+    known = count.record("db2", False, None, 0)
+    unknown = count.record("db2", False, "db2 cannot be reached", 0)
+    assert (known["present"], known["newest"]) == (1, None)
+    assert {unknown[key] for key in ("present", "missing", "different", "waiting", "extra", "bytes", "newest")} == {
+        None
+    }

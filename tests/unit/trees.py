@@ -15,7 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ansible_collections.hotspare.postgresql.plugins.module_utils import tree_files, tree_server, tree_sync
+from ansible_collections.hotspare.postgresql.plugins.module_utils import tree_files, tree_server, tree_sync, tree_target
 from ansible_collections.hotspare.postgresql.plugins.module_utils.archive_config import (
     ArchiveConfig,
     parse_archive_config,
@@ -109,7 +109,7 @@ class Link:
 def connect(patch: pytest.MonkeyPatch, *nodes: Node) -> None:
     """Each ships to all others; documents are finished at once, and what is durable is not the question."""
 
-    def rsync(target: tree_sync.Target, entries: list[Entry]) -> None:
+    def rsync(target: tree_target.Target, entries: list[Entry]) -> None:
         node = Link.nodes[target.place.name]
         top = os.path.join(os.fsencode(node.path), tree_server.STAGING, target.source.config.name.encode())
         os.chmod(node.path, 0o755)  # as the rsync of the destination makes its place
@@ -122,8 +122,8 @@ def connect(patch: pytest.MonkeyPatch, *nodes: Node) -> None:
     for node in nodes:
         node.others = [other for other in nodes if other is not node]
     patch.setattr(Link, "nodes", {node.name: node for node in nodes}, raising=False)
-    patch.setattr(tree_sync, "SshDestination", Link)
-    patch.setattr(tree_sync.Target, "_rsync", rsync)
+    patch.setattr(tree_target, "SshDestination", Link)
+    patch.setattr(tree_target.Target, "_rsync", rsync)
     patch.setattr(tree_sync, "_as_account", lambda tree, work: work())
     patch.setattr(tree_files, "SETTLE_SECONDS", 0)
     patch.setattr(tree_server, "make_durable", lambda root: None)
