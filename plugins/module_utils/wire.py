@@ -164,7 +164,8 @@ class Channel:
             for chunk in chunks:
                 for start in range(0, len(chunk), CHUNK_BYTES):
                     part = chunk[start : start + CHUNK_BYTES]
-                    self._write(_length(len(part)) + part)
+                    self._write(_length(len(part)))  # not together: that would copy it all
+                    self._write(part)
             end, last = END, trailer()
             error = None
         except HotspareError as found:
