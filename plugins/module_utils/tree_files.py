@@ -270,9 +270,10 @@ class Home:
 
     @contextlib.contextmanager
     def lock(self, name: str, wait: float) -> Iterator[None]:
-        """One at a time; Busy after `wait` seconds. HotspareError when the directory is not there."""
+        """One at a time; Busy after `wait` seconds. Makes the directory, in one of ours; HotspareError."""
         path = os.path.join(self.path, f"{name}.lock")
         try:
+            os.makedirs(self.path, mode=0o750, exist_ok=True)
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
         except OSError as error:
             raise HotspareError(f"cannot open {path}: {error.strerror}; run site.yml, which makes its place") from error

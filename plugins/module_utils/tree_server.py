@@ -76,8 +76,6 @@ class Copy:
             )
         if not os.path.isdir(self.root):
             raise HotspareError(f"{self.tree.path} of {config.name} is not there: mount it, or run site.yml")
-        if not os.path.isdir(self.home.path):
-            raise HotspareError(f"{self.home.path} of {config.name} is not there: run site.yml, which makes it")
         self.home.require_documents(self.root)
         # A node says itself what it is, by its timer; an archive host is never a primary.
         self.read_only = config.node is None or os.path.exists(self.home.modes)
@@ -278,10 +276,11 @@ def _seal(copy: Copy, request: Mapping[str, Any], payload: Iterable[bytes]) -> R
 def _finish(copy: Copy, request: Mapping[str, Any], payload: Iterable[bytes]) -> Reply:
     """The end of a run of `source`, which shipped all it had at `complete` (or null): what is left over goes."""
     source = str(request["source"])
-    with contextlib.suppress(FileNotFoundError):
-        shutil.rmtree(copy.staging(source))
-    if request["complete"]:
-        copy.home.note_complete(source, str(request["complete"]))
+    with _explained(copy), copy.home.lock("accept", LOCK_SECONDS):
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(copy.staging(source))
+        if request["complete"]:
+            copy.home.note_complete(source, str(request["complete"]))
     return {}
 
 

@@ -60,14 +60,13 @@ class Told:
 
 
 def home_of(config: ArchiveConfig, tree: Tree) -> Home:
-    """HotspareError unless the tree and the place of what is known of it are there."""
+    """HotspareError unless the tree is there."""
     home = Home(config.directory, tree.name)
     require_pattern(tree.partition)
-    for path in (tree.path, home.path):
-        if not os.path.isdir(path):
-            raise HotspareError(
-                f"{path} of the tree {tree.name} is not there for {tree.account}: mount it, or run site.yml"
-            )
+    if not os.path.isdir(tree.path):
+        raise HotspareError(
+            f"{tree.path} of the tree {tree.name} is not there for {tree.account}: mount it, or make it"
+        )
     home.require_documents(os.fsencode(tree.path))
     return home
 

