@@ -211,7 +211,7 @@ def header(partition: str, entries: Iterable[Entry]) -> Header:
 
 def parse_header(lines: Iterator[str]) -> Header:
     """Takes the head off the lines of a manifest; ValueError when they do not begin with one."""
-    head = "".join(next(lines, "") for _ in range(6))
+    head = "".join(next(lines, "") for _line in range(6))
     match = _HEADER.fullmatch(head)
     if match is None:
         raise ValueError("it does not begin as a manifest does")

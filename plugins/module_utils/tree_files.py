@@ -42,6 +42,7 @@ SETTLE_SECONDS = 5  # a document that nobody touched for so long may be finished
 BATCH = 1000  # files whose modes are written down at once
 WRITE = 0o222
 SUFFIX = ".manifest"
+UNREADABLE = "may not be read by the tree's account"
 
 Refuse = Callable[[bytes, str], None]
 
@@ -102,7 +103,7 @@ def walk(
         except (FileNotFoundError, NotADirectoryError):
             continue
         except PermissionError:
-            refuse(path, "may not be read by the tree's account")
+            refuse(path, UNREADABLE)
         except OSError as error:
             raise broken(root, path, error) from error
 
@@ -159,7 +160,7 @@ def content(path: bytes) -> Optional[str]:
 def days(root: bytes, pattern: str) -> dict[bytes, date]:
     """The folders of days that are there; a link to one is none. HotspareError."""
     level = [b""]
-    for _ in range(pattern.count("/") + 1 if pattern else 0):
+    for _level in range(pattern.count("/") + 1 if pattern else 0):
         level = [os.path.join(path, name) for path in level for name in _folders(root, path)]
     found = ((folder, day_of(escaped(folder), pattern)) for folder in level if pattern)
     return {folder: day for folder, day in found if day is not None}
@@ -300,7 +301,7 @@ class Home:
         """What the closed days held, in short. HotspareError when one cannot be read."""
         found = (
             os.path.relpath(os.path.join(folder, name), self.path)[: -len(SUFFIX)]
-            for folder, _, names in os.walk(self.path)
+            for folder, _folders, names in os.walk(self.path)
             for name in names
             if name.endswith(SUFFIX)
         )
@@ -357,7 +358,7 @@ class Home:
         """A last line that a crash cut off is nobody's: its file kept its mode."""
         with open(self.modes, encoding="utf-8", newline="\n") as file:
             for text in file:
-                mode, _, path = text.partition(" ")
+                mode, _space, path = text.partition(" ")
                 if path.endswith("\n"):
                     yield int(mode, 8), unescaped(path[:-1])
 

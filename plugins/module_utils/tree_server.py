@@ -39,6 +39,7 @@ from .document_tree import (
 from .shell import PATH, HotspareError
 from .store import Full
 from .tree_files import (
+    UNREADABLE,
     WRITE,
     Home,
     Spool,
@@ -82,8 +83,9 @@ class Copy:
 
     def listing(self, partition: str) -> Iterator[Entry]:
         """What a day's folder holds; "" is all that is in none. HotspareError, also for what may not be read."""
-        leave = () if partition else days(self.root, self.tree.partition)
-        return walk(self.root, unescaped(partition), leave=leave, refuse=self._unreadable)
+        if not partition:
+            return walk(self.root, leave=days(self.root, self.tree.partition), refuse=self._unreadable)
+        return walk(self.root, require_inside(unescaped(partition)), refuse=self._unreadable)
 
     def staging(self, source: str) -> bytes:
         """Where rsync brings what `source` ships."""
@@ -119,7 +121,7 @@ class Copy:
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), folder)
 
     def _unreadable(self, path: bytes, reason: str) -> None:
-        if "read" in reason:
+        if reason == UNREADABLE:
             raise HotspareError(f"{escaped(place(self.root, path))} {reason}: give it to {self.tree.account}")
 
 
@@ -131,7 +133,7 @@ class Opened:
 
     def __init__(self, copy: Copy, modes: Mapping[bytes, int]) -> None:
         self._copy, self._root, self._modes = copy, copy.root, modes
-        self._after: dict[bytes, int] = {}
+        self._after: dict[bytes, Optional[int]] = {}
 
     def __enter__(self) -> Opened:
         return self
@@ -139,8 +141,9 @@ class Opened:
     def __exit__(
         self, kind: Optional[type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
     ) -> None:
-        for folder in reversed(self._after):
-            os.chmod(place(self._root, folder), self._after[folder])
+        for folder, mode in reversed(self._after.items()):
+            if mode is not None:
+                os.chmod(place(self._root, folder), mode)
 
     def open(self, folder: bytes) -> None:
         """NotADirectoryError when something else is in its place."""
@@ -148,16 +151,22 @@ class Opened:
             return
         try:
             self._copy.require_no_link(folder)
-            mode = os.lstat(place(self._root, folder)).st_mode
-            if not stat.S_ISDIR(mode):
-                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), folder)
-            if not mode & stat.S_IWUSR:
-                os.chmod(place(self._root, folder), stat.S_IMODE(mode) | stat.S_IRWXU)
+            mode = now = stat.S_IMODE(self._mode(folder))
+            if not now & stat.S_IWUSR:
+                now |= stat.S_IRWXU
+                os.chmod(place(self._root, folder), now)
         except FileNotFoundError:
             self.open(os.path.dirname(folder))
-            os.mkdir(place(self._root, folder), 0o700)
-            mode = self._modes.get(folder, 0o755)
-        self._after[folder] = stat.S_IMODE(mode & ~WRITE if self._copy.read_only else mode)
+            mode, now = self._modes.get(folder, 0o755), 0o700
+            os.mkdir(place(self._root, folder), now)
+        after = mode & ~WRITE if self._copy.read_only else mode
+        self._after[folder] = after if after != now else None
+
+    def _mode(self, folder: bytes) -> int:
+        mode = os.lstat(place(self._root, folder)).st_mode
+        if not stat.S_ISDIR(mode):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), folder)
+        return mode
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -180,7 +189,7 @@ def receiver(config: ArchiveConfig, command: str) -> tuple[list[str], Copy, byte
     words = command.split(" ")
     flags, target = words[2:-2], "".join(words[-1:])
     allowed = [word for word in flags if _FLAGS.fullmatch(word) or word == "--partial"]
-    name, _, source = target.partition("/")
+    name, _slash, source = target.partition("/")
     if words[:2] != ["rsync", "--server"] or words[-2:-1] != ["."] or flags != allowed or not source:
         raise HotspareError(f"{command!r} is not the rsync of a document tree: run site.yml, which updates all hosts")
     copy = Copy(config, name)

@@ -26,7 +26,7 @@ from .document_tree import (
     unescaped,
 )
 from .shell import HotspareError
-from .tree_files import Home, Spool, Unfinished, broken, days, is_empty, place, read, walk
+from .tree_files import UNREADABLE, Home, Spool, Unfinished, broken, days, is_empty, place, read, walk
 
 NAMES = 1000  # listed of each kind
 SAID = 3  # of them in a sentence
@@ -112,7 +112,7 @@ class Source:
             self.open.add(escaped(entry.path))
             return None
         except PermissionError:
-            self.refused.path(entry.path, "may not be read by the tree's account")
+            self.refused.path(entry.path, UNREADABLE)
             return None
         except OSError as error:
             raise broken(self.root, entry.path, error) from error

@@ -69,7 +69,7 @@ class Target:
         """Also learns which days are sealed there."""
         self._link = SshDestination(self.place, self.source.config)
         rows = b"".join(self._stream("manifests")).decode().split("\n")
-        self.manifests = {name: sha256 for sha256, _, name in (row.partition(" ") for row in rows if row)}
+        self.manifests = {name: sha256 for sha256, _space, name in (row.partition(" ") for row in rows if row)}
 
     def bring(self, partition: str, closed: bool) -> None:
         """Ship what of a day's folder is not there, and have it sealed there as it is here."""
@@ -198,11 +198,13 @@ class Target:
         self.sealed.append(partition)
 
     def _call(self, op: str, **arguments: Any) -> dict[str, Any]:
-        assert self._link is not None
+        if self._link is None:
+            raise AssertionError("it was begun")
         return self._link.call(f"tree_{op}", wait=WORK_SECONDS, tree=self.source.tree.name, **arguments)
 
     def _stream(self, op: str, **arguments: Any) -> Iterator[bytes]:
-        assert self._link is not None
+        if self._link is None:
+            raise AssertionError("it was begun")
         return self._link.stream(f"tree_{op}", wait=WORK_SECONDS, tree=self.source.tree.name, **arguments)
 
 

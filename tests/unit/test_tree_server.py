@@ -144,8 +144,9 @@ def test_no_path_leaves_the_tree(node, path):
         accept(node, folders={os.fsdecode(path): 0o777})
     with pytest.raises(HotspareError, match="is not the name of a node"):
         accept(node, source=os.fsdecode(path))
-    with pytest.raises(HotspareError, match="is not a path of a document"):
-        ask(node, "seal", partition=os.fsdecode(path))
+    for op in ("seal", "look", "list"):
+        with pytest.raises(HotspareError, match="is not a path of a document"):
+            ask(node, op, partition=os.fsdecode(path))
 
 
 def test_a_link_is_made_here_and_only_one_that_stays(node):
