@@ -177,7 +177,7 @@ class Archive:
         if not self._look_at(top, missing_ok=True):
             self._look_at(self.directory)
             return []
-        for directory, _, names in os.walk(top, onerror=_raise_unreadable):
+        for directory, _directories, names in os.walk(top, onerror=_raise_unreadable):
             for stored in sorted(names, reverse=True):  # NAME wins over NAME.zst, as in find()
                 name = stored[: -len(".zst")] if stored.endswith(".zst") else stored
                 if kind(name) and os.path.join(directory, name) == self._path(self.place(name)):
@@ -237,7 +237,8 @@ class Archive:
 
     def _entry(self, name: str, path: str) -> Entry:
         found = kind(name)
-        assert found is not None
+        if found is None:
+            raise AssertionError(name)
         status = os.stat(path, follow_symlinks=False)
         return Entry(name, found, status.st_size, status.st_mtime)
 
@@ -327,7 +328,7 @@ class Receiving:
     def _conflict(self, path: str, difference: int, ours: WalFacts) -> Conflict:
         existing, check = None, Check(ours.name)
         try:
-            existing, _ = self._archive.digest(ours.name)
+            existing, _size = self._archive.digest(ours.name)
             for chunk in content(path):
                 check.feed(chunk)
             there = shown(check.finish(), content(path), difference)

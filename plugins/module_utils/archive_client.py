@@ -11,7 +11,8 @@ shipper does not answer, the program does the work itself, which is slow.
 
 PostgreSQL takes an exit code above 125, or death by a signal, for the end of its archiver (pgarch.c), so archiving has
 none. Restoring has 1 for what the archive does not hold, and any code up to 125 means that to PostgreSQL: a standby
-asks again, but a recovery to a point in time would end there and open too early, so trouble stops that one.
+asks again, but a recovery to a point in time would end there and open too early, so trouble stops that one. A promotion
+asks once more when its standby.signal is gone already (writeTimeLineHistory); trouble must not end the new primary.
 """
 
 from __future__ import annotations
@@ -31,17 +32,17 @@ SIGNALS = (1, 2, 15)  # HUP, INT, TERM
 
 def main(argv: list[str]) -> int:
     """The exit code of archive_command or restore_command."""
-    standby = os.path.exists("standby.signal")
-    end_with(argv[0], exit_code(argv[0], OTHER, standby))
+    strict = recovers(".")
+    end_with(argv[0], exit_code(argv[0], OTHER, strict))
     command, socket, config, *arguments = argv
     answer = ask(socket, [command, os.getcwd(), *arguments])
     if answer is None:
         say(f"the shipper at {socket} does not answer: this goes on without it, slowly; see why it does not run")
-        return exit_code(command, alone(command, config, arguments), standby)
+        return exit_code(command, alone(command, config, arguments), strict)
     code, sentence = answer
     if sentence:
         say(sentence)
-    return exit_code(command, code, standby)
+    return exit_code(command, code, strict)
 
 
 def end_with(command: str, worst: int) -> None:
@@ -57,10 +58,16 @@ def end_with(command: str, worst: int) -> None:
     sys.excepthook = failed
     if command == "archive":
         for number in SIGNALS:
-            _signal.signal(number, lambda *_: os._exit(worst))
+            _signal.signal(number, lambda *_arguments: os._exit(worst))
 
 
-def exit_code(command: str, code: int, is_standby: bool) -> int:
+def recovers(directory: str) -> bool:
+    """Whether the server of this data directory recovers from its archive, to open then; no standby does."""
+    signals = [os.path.exists(os.path.join(directory, f"{name}.signal")) for name in ("recovery", "standby")]
+    return signals == [True, False]
+
+
+def exit_code(command: str, code: int, strict: bool) -> int:
     """What PostgreSQL is told, from what the shipper or the program said; negative is a signal. (Pure.)"""
     trouble = code if 0 < code <= 125 else OTHER
     if code == 0:
@@ -69,7 +76,7 @@ def exit_code(command: str, code: int, is_standby: bool) -> int:
         return trouble
     if code == ABSENT:
         return 1
-    return trouble if is_standby else ABORT
+    return ABORT if strict else trouble
 
 
 def ask(path: str, request: list[str]) -> tuple[int, str] | None:
@@ -84,7 +91,7 @@ def ask(path: str, request: list[str]) -> tuple[int, str] | None:
             answer += chunk
     except OSError:
         return None
-    code, _, sentence = answer.decode(errors="replace").strip(" ").partition(" ")
+    code, _space, sentence = answer.decode(errors="replace").strip(" ").partition(" ")
     code, sentence = code.strip(), sentence.strip()
     return (int(code), sentence) if answer.endswith(b"\n") and code.isdigit() else None
 

@@ -23,6 +23,7 @@ from functools import partial
 from typing import Optional
 
 from .archive import Archive
+from .archive_client import recovers
 from .archive_config import ArchiveConfig, Place
 from .archive_link import Destination, connect
 from .shell import HotspareError
@@ -33,7 +34,7 @@ from .wire import Missing, Unreachable
 
 # s, for an answer: a standby asks again, and a promotion asks as well, while the host of the old primary may be dead.
 STANDBY_PATIENCE = 0.5
-ALONE_PATIENCE = 5.0  # the same without the shipper, when each question needs a connection
+ALONE_PATIENCE = 3.0  # the same without the shipper, when each question needs a connection
 STALLED_SECONDS = 1.0  # the same, for a file that is on its way
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 10.0  # s, between two attempts to connect
 WARM_SECONDS = 10.0  # between two looks whether a standby is connected
@@ -114,7 +115,8 @@ class Line:
 
     def _opened(self, wait: Optional[float]) -> Destination:
         self.open()
-        assert self._opening is not None
+        if self._opening is None:
+            raise AssertionError("it was begun")
         try:
             destination = self._opening.result(wait)
         except TimeoutError:
@@ -195,7 +197,7 @@ class Fetcher:
             with self._turn:
                 self._turn.wait_for(lambda: not self._asked and self._missing(), WARM_SECONDS)
             with self._served():
-                if patience(self._node.data_directory) is not None:
+                if os.path.exists(self._node.path("standby.signal")):
                     for line in self._lines:
                         line.open()  # for a promotion, which asks as well
                 name = self._missing()
@@ -299,9 +301,13 @@ class Fetcher:
             return None
 
 
-def patience(data_directory: str, seconds: float = STANDBY_PATIENCE) -> Optional[float]:
-    """How long a server waits for each place: so long when it is a standby, else as long as it takes."""
-    return seconds if os.path.exists(os.path.join(data_directory, "standby.signal")) else None
+def patience(directory: str, seconds: float = STANDBY_PATIENCE) -> Optional[float]:
+    """How long a place is waited for when restore_command runs here: so long for a standby, or one that is promoted.
+
+    A recovery to a point in time, or pg_rewind, fails without an answer, so it waits as long as that takes.
+    """
+    is_server = os.path.exists(os.path.join(directory, "PG_VERSION"))
+    return seconds if is_server and not recovers(directory) else None
 
 
 def following(name: str, size: int, ahead: int) -> list[str]:

@@ -232,12 +232,13 @@ def _stretches(
     begin, end = min(archived or [*taken, now]), max([now, *(number + 1 for number in archived)])
 
     def at(number: int) -> tuple[int, str]:
-        timeline = next(span.timeline for span in spans if span.begin <= number < span.end)
+        (timeline,) = (span.timeline for span in spans if span.begin <= number < span.end)
         state = taken.get(number, missing)
         return timeline, PENDING if number >= now and state != FOUND else state
 
     edges = {begin, now, *(span.begin for span in spans), *taken, *(number + 1 for number in taken)}
-    rows = [(next(row), *key) for key, row in groupby(sorted(e for e in edges if begin <= e < end), at)]
+    groups = groupby(sorted(edge for edge in edges if begin <= edge < end), at)
+    rows = [(min(row), *key) for key, row in groups]
     for (first, timeline, state), after in zip(rows, [*(row[0] for row in rows[1:]), end]):
         names = [segment_name(timeline, number * segment_size, segment_size) for number in (first, after - 1)]
         yield Stretch(timeline, names[0], names[1], after - first, state)

@@ -262,7 +262,8 @@ class SshDestination(Destination):
         self._process: Optional[subprocess.Popen[bytes]] = None
         try:
             self._process = _start([*ssh_command(place), place.host], self._stderr)
-            assert self._process.stdin is not None and self._process.stdout is not None
+            if self._process.stdin is None or self._process.stdout is None:
+                raise AssertionError("it was started")
             self._channel = Channel(self._process.stdout.fileno(), self._process.stdin.fileno())
             self._greet()
         except BaseException:
@@ -342,7 +343,8 @@ class SshDestination(Destination):
 
     def _chunks(self) -> Iterator[bytes]:
         """The payload that follows a reply; who does not read it to its end has to connect again."""
-        assert self._payload is not None
+        if self._payload is None:
+            raise AssertionError("it was begun")
         try:
             with self._talking(reading=True):
                 yield from self._payload
@@ -425,7 +427,8 @@ def _start(argv: Sequence[str], stderr: int) -> subprocess.Popen[bytes]:
     except OSError as error:
         raise Refused(f"cannot run {argv[0]}: {error.strerror}; install openssh-client on this host") from error
     for pipe in (process.stdin, process.stdout):
-        assert pipe is not None
+        if pipe is None:
+            raise AssertionError("it was started")
         with contextlib.suppress(OSError):  # an account may have so many of them only
             fcntl.fcntl(pipe.fileno(), F_SETPIPE_SZ, CHUNK_BYTES)  # fewer switches between it and us
     return process

@@ -41,13 +41,12 @@ def serve(config_path: str, stdin: IO[bytes], stdout: IO[bytes]) -> int:
             return tree_server.rsync(config, command)
         raise HotspareError(f"this key is for the archive only, not for {command!r}")
     except HotspareError as error:
-        problem = error.message
+        sys.stderr.write(f"{error.message}\n")
         if channel is not None:
             with contextlib.suppress(Broken):
                 channel.send(failure(error))
     except Broken as error:
-        problem = f"the connection broke: {error}"
-    sys.stderr.write(f"{problem}\n")
+        sys.stderr.write(f"the connection broke: {error}\n")
     return 1
 
 
@@ -90,7 +89,7 @@ class Server:
     def _read_rest(self) -> None:
         """What is on its way still, when a handler failed in the middle: the next request comes behind it."""
         with contextlib.suppress(HotspareError):
-            for _ in self.payload or ():
+            for _chunk in self.payload or ():
                 pass
 
 

@@ -234,7 +234,7 @@ class Lane:
     def record(self, ready: Sequence[File]) -> dict[str, Any]:
         """For status.json."""
         waiting = [file for file in ready if self.lacks(file)]
-        _, error = self._judged()
+        _pending, error = self._judged()
         return {
             "name": self.name,
             "state": self.state,
@@ -426,7 +426,7 @@ class Shipper:
 
     def _accept(self, listener: socket.socket) -> None:
         while True:
-            connection, _ = listener.accept()
+            connection, _address = listener.accept()
             threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
 
     def _serve(self, connection: socket.socket) -> None:

@@ -287,7 +287,7 @@ def remove(root: AnyPath, paths: Iterable[AnyPath], layer: Layer = OS) -> list[s
 def sweep(root: AnyPath, layer: Layer = OS) -> list[str]:
     """Remove the temporary files below `root` whose writer is dead, as far as that can be done; their paths."""
     removed = []
-    for directory, _, names in os.walk(os.fsdecode(root)):
+    for directory, _directories, names in os.walk(os.fsdecode(root)):
         for path in (os.path.join(directory, name) for name in names if name.startswith(INCOMING)):
             with contextlib.suppress(OSError):  # in use, or gone, or another account's: it is only in nobody's way
                 descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW)

@@ -96,7 +96,7 @@ def header(begin: bytes) -> Optional[Header]:
     """The header of a WAL file that begins so; None when that is none, or too short."""
     if len(begin) < FILE_HEADER.size:
         return None
-    magic, info, timeline, address, _, system, size, page = FILE_HEADER.unpack_from(begin)
+    magic, info, timeline, address, _length, system, size, page = FILE_HEADER.unpack_from(begin)
     if magic not in MAGICS or not info & LONG_HEADER:
         return None
     return Header(magic, info, timeline, address, system, size, page)
@@ -242,7 +242,8 @@ class Check:
         self._timelines.append(timeline)
 
     def _page(self, address: int) -> str:
-        assert self._header is not None
+        if self._header is None:
+            raise AssertionError("it was begun")
         offset = address - self._header.address
         return f"page {offset // self._header.page_size} (byte {offset})"
 

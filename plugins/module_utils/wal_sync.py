@@ -236,7 +236,9 @@ def _size(seen: Look, name: str, origin: Holder) -> int:
 
 def _split(seen: Look) -> list[str]:
     """Histories of one name and different content; they are few and short, so they are read each time."""
-    digests, _ = _read_again(seen, {n for archive in seen.archives for n in archive.held if kind(n) == "history"})
+    digests, _problems = _read_again(
+        seen, {n for archive in seen.archives for n in archive.held if kind(n) == "history"}
+    )
     names = sorted({name for files in odd(digests).values() for name in files})
     return [
         f"{name} is not the same in {listed(who for who in digests if name in digests[who])}: two servers were "

@@ -38,7 +38,8 @@ class Filter:
             )
         except OSError as error:
             raise HotspareError(f"cannot run {self._name}: {error.strerror}; install it on this host") from error
-        assert self._process.stdin is not None and self._process.stdout is not None
+        if self._process.stdin is None or self._process.stdout is None:
+            raise AssertionError("it was started")
         self._stdin, self._stdout = self._process.stdin.fileno(), self._process.stdout.fileno()
         for pipe in (self._stdin, self._stdout):  # fewer switches between it and us
             with contextlib.suppress(OSError):  # this account has its share of such pipes
@@ -60,7 +61,7 @@ class Filter:
         """Give it the next bytes; what it has for us so far. HotspareError."""
         view = memoryview(chunk)
         while view:
-            for descriptor, _ in self._ready.poll():
+            for descriptor, _event in self._ready.poll():
                 if descriptor == self._stdout:
                     block = os.read(self._stdout, BLOCK)
                     if not block:
@@ -74,7 +75,8 @@ class Filter:
 
     def finish(self) -> Iterator[bytes]:
         """The stream has ended; the rest of what it has for us. HotspareError."""
-        assert self._process.stdin is not None
+        if self._process.stdin is None:
+            raise AssertionError("it was started")
         self._process.stdin.close()
         while block := os.read(self._stdout, BLOCK):
             yield block
@@ -91,7 +93,8 @@ class Filter:
         self._process.wait()
 
     def _failed(self) -> HotspareError:
-        assert self._process.stdin is not None and self._process.stderr is not None
+        if self._process.stdin is None or self._process.stderr is None:
+            raise AssertionError("it was started")
         self._process.stdin.close()  # it ends when it has read all, even of what it cannot use
         said = self._process.stderr.read().decode(errors="replace").strip() or "it ended early"
         return HotspareError(f"{self._name} failed: {said}; the data is damaged, or not what it was said to be")

@@ -38,7 +38,17 @@ UNIT_TESTS = {
 # plugins/module_utils from the ground up: a file imports only from the lines above its own.
 FLOORS = (
     {"archive_client", "asked", "wal", "shell", "problems", "version"},  # ground
-    {"armed_state", "config_file", "conninfo", "controldata", "lock", "packing", "records", "wal_file", "zstd"},  # ground: needs the line above
+    {
+        "armed_state",
+        "config_file",
+        "conninfo",
+        "controldata",
+        "lock",
+        "packing",
+        "records",
+        "wal_file",
+        "zstd",
+    },  # ground: needs the line above
     {"document_tree"},  # ground: documents of a day
     {"archive_gaps", "archive_retention", "archive_shipping"},  # ground: what an archive lacks, and what it may lose
     {"server", "store"},  # first
