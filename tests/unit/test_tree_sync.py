@@ -21,7 +21,7 @@ from ansible_collections.hotspare.postgresql.plugins.module_utils.document_tree 
 from ansible_collections.hotspare.postgresql.plugins.module_utils.shell import HotspareError
 from ansible_collections.hotspare.postgresql.plugins.module_utils.wire import Unreachable
 
-from .trees import PATTERN, Link, Node, connect
+from .trees import ACCOUNT, PATTERN, Link, Node, connect
 
 NOON = datetime(2026, 11, 20, 12)
 DAY = "2026/11/20"
@@ -208,6 +208,20 @@ def test_what_comes_late_into_a_sealed_day_is_told_and_shipped(pair, clock):
     assert (db1.sync()["changed"], db1.sync()["conflicts"]) == (False, [])
 
 
+def test_a_clock_that_was_wrong_loses_nothing(pair, clock):
+    db1, db2 = pair
+    db1.write(f"{DAY}/a")
+    clock.now += timedelta(days=400)
+    assert db1.sync()["sealed"] == [DAY]
+    clock.now = NOON
+    db1.write(f"{DAY}/b")
+    assert db1.sync()["conflicts"] == []  # the day goes on
+    assert sorted(db2.documents()) == [f"{DAY}/a", f"{DAY}/b"]
+    clock.now += timedelta(days=2)
+    done = db1.sync()
+    assert (done["sealed"], at(done)["sealed"], len(done["conflicts"])) == ([DAY], [DAY], 1)
+
+
 def test_a_deletion_does_not_travel(pair, clock):
     db1, db2 = pair
     file, sealed = db1.write("a"), db1.write(f"{DAY}/b")
@@ -305,6 +319,16 @@ def test_the_timer_looks_at_every_sealed_day_in_turn(pair, clock, monkeypatch):
         db1.run(tree_sync._sync, None, False, True)
         assert len(looked) == 4 * (number + 1)  # what is in no day, and three of five
     assert set(looked) == {"", *(f"{day:{PATTERN}}" for day in days)}
+
+
+def test_a_long_run_of_the_timer_leaves_closed_days_to_the_next_one(pair, clock, monkeypatch):
+    db1, db2 = pair
+    monkeypatch.setattr(tree_sync, "TICK_SECONDS", -1)
+    db1.write("2026/11/17/old")
+    db1.write(f"{DAY}/new")
+    db1.run(tree_sync._sync, None, False, True)
+    assert db2.documents() == {f"{DAY}/new": "document"}
+    assert not (db2.home / "complete").exists()
 
 
 # --- verified --------------------------------------------------------------------------------------------------------
@@ -427,6 +451,26 @@ def test_a_tree_that_is_not_there_is_told(pair, monkeypatch):
     (result,) = tree_sync.tick(db1.config)
     assert result["problems"] == [result["error"]]
     assert result["error"].startswith(f"{db1.path} of the tree scans is not there")
+
+
+# --- another process -------------------------------------------------------------------------------------------------
+
+
+def test_work_is_done_in_a_process_of_the_account():
+    tree = SimpleNamespace(name="scans", account=ACCOUNT)
+    assert tree_sync._as_account(tree, lambda: {"pid": os.getpid()})["pid"] != os.getpid()
+
+    def fail(error):
+        raise error
+
+    for error in (HotspareError("no", where="here"), tree_files.Busy("no"), Unreachable("no")):
+        with pytest.raises(type(error), match="no") as raised:
+            tree_sync._as_account(tree, lambda error=error: fail(error))
+        assert raised.value.facts == error.facts
+    with pytest.raises(HotspareError, match="the work on the tree scans was ended: run it again"):
+        tree_sync._as_account(tree, lambda: os._exit(9))
+    with pytest.raises(HotspareError, match="there is no account nobody-at-all"):
+        tree_sync._as_account(SimpleNamespace(name="scans", account="nobody-at-all"), dict)
 
 
 # --- small parts -----------------------------------------------------------------------------------------------------
