@@ -80,6 +80,7 @@ class Copy:
         self.home.require_documents(self.root)
         # A node says itself what it is, by its timer; an archive host is never a primary.
         self.read_only = config.node is None or os.path.exists(self.home.modes)
+        self._plain: set[bytes] = set()  # folders that are not behind a link
 
     def listing(self, partition: str) -> Iterator[Entry]:
         """What a day's folder holds; "" is all that is in none. HotspareError, also for what may not be read."""
@@ -117,8 +118,11 @@ class Copy:
 
     def require_no_link(self, folder: bytes) -> None:
         """NotADirectoryError when a part of its path is a link."""
-        if os.path.realpath(place(self.root, folder)) != os.path.normpath(place(os.path.realpath(self.root), folder)):
-            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), folder)
+        if folder not in self._plain:
+            real = os.path.realpath(place(self.root, folder))
+            if real != os.path.normpath(place(os.path.realpath(self.root), folder)):
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), folder)
+            self._plain.add(folder)
 
     def _unreadable(self, path: bytes, reason: str) -> None:
         if reason == UNREADABLE:
