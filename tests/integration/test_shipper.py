@@ -289,6 +289,34 @@ def test_a_standby_from_the_archive_alone(archives, station):
     assert standby.node.running
 
 
+@pytest.mark.parametrize("with_shipper", [True, False])
+def test_a_dead_archive_holds_up_no_promotion(archives, station, with_shipper):
+    """The old primary may be one of the destinations."""
+    store = archives.host("store")
+    db = station([store])
+    names = db.segments(2)
+    eventually(has(store, names))
+    db.node.stop()
+    standby = station([store], runs=False)
+    execute("touch", str(standby.node.data / "standby.signal"))
+    standby.start()
+    standby.node.start()
+    eventually(lambda: len(standby.node.notes()) == 2)
+    if with_shipper:
+        store.freeze()
+    else:
+        standby.kill()
+        store.stop()
+    standby.node.program("pg_ctl", "promote", "-w", "-D", str(standby.node.data))
+    assert standby.node.sql("SELECT pg_is_in_recovery()") == "f"
+    if with_shipper:
+        store.thaw()
+    else:
+        store.start()
+        standby.start()
+    eventually(has(store, ["00000002.history"]))
+
+
 def test_a_recovery_goes_on_with_all_of_the_archive_or_not_at_all(archives, station):
     store = archives.host("store")
     db = station([store])

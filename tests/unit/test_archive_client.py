@@ -22,16 +22,16 @@ CODES = st.integers(-64, 300)
 
 
 @given(CODES, st.booleans())
-def test_the_archiver_never_sees_what_would_end_it(code, standby):
-    found = exit_code("archive", code, standby)
+def test_the_archiver_never_sees_what_would_end_it(code, strict):
+    found = exit_code("archive", code, strict)
     assert 0 <= found <= 125
     assert (found == 0) == (code == 0)
 
 
 @given(CODES)
 def test_a_recovery_goes_on_only_when_it_is_known_what_there_is(code):
-    assert exit_code("restore", code, False) == {0: 0, ABSENT: 1}.get(code, ABORT)
-    standby = exit_code("restore", code, True)
+    assert exit_code("restore", code, True) == {0: 0, ABSENT: 1}.get(code, ABORT)
+    standby = exit_code("restore", code, False)
     assert 0 <= standby <= 125
     assert (standby == 0) == (code == 0)
 
@@ -130,13 +130,17 @@ def test_whatever_becomes_of_the_program(node, text, archived, restored):
     if text is not None:
         program(node, text)
     assert call(node, "archive", "pg_wal/X", "X")[0] == archived
+    # Of a standby that is being promoted the file is gone when it asks last.
+    for signal_file in ("", "standby.signal", "recovery.signal"):
+        (node / "data" / signal_file).touch()
+        assert 0 <= call(node, "restore", "X", "pg_wal/RECOVERYXLOG")[0] <= 125
+    (node / "data" / "standby.signal").unlink()
     assert call(node, "restore", "X", "pg_wal/RECOVERYXLOG")[0] == restored
-    (node / "data" / "standby.signal").touch()
-    assert call(node, "restore", "X", "pg_wal/RECOVERYXLOG")[0] <= 125
 
 
 def test_words_that_are_missing(node):
     assert call(node, "archive")[0] == 2  # the program is not there
+    (node / "recovery.signal").touch()
     script = str(node / "archive_client.py")
     for arguments, code in ((["archive"], OTHER), (["restore"], ABORT)):
         assert (

@@ -303,6 +303,22 @@ def test_a_place_that_is_only_slow_is_waited_for_at_last(site):
             fetcher.restore(NAMES[0], str(site.target), wait=0.5)
 
 
+@pytest.mark.parametrize(
+    ("files", "hurries"),
+    [
+        (["PG_VERSION", "standby.signal"], True),
+        (["PG_VERSION", "standby.signal", "recovery.signal"], True),
+        (["PG_VERSION"], True),  # the end of a promotion
+        (["PG_VERSION", "recovery.signal"], False),
+        ([], False),  # pg_rewind
+    ],
+)
+def test_who_is_in_a_hurry(tmp_path, files, hurries):
+    for name in files:
+        (tmp_path / name).touch()
+    assert (archive_fetch.patience(str(tmp_path)) is not None) == hurries
+
+
 @given(
     st.integers(20, 30).map(lambda bits: 1 << bits),
     st.integers(1, 99),
