@@ -39,7 +39,7 @@ from .shell import HotspareError, remove_durably, run, write_durably
 from .store import chunks, make_directories, sync_directory
 
 SETTLE_SECONDS = 5  # a document that nobody touched for so long may be finished
-BATCH = 1000  # files whose modes are written down at once
+BATCH = 5000  # files whose modes are written down at once
 WRITE = 0o222
 SUFFIX = ".manifest"
 UNREADABLE = "may not be read by the tree's account"

@@ -56,6 +56,7 @@ from .wire import Reply, Stream
 STAGING = b".hotspare-incoming"
 EVIDENCE = b".hotspare-conflicts"
 LOCK_SECONDS = 60  # another source is given that long to have its batch taken
+RSYNC = "/usr/bin/rsync"
 LINES = 1000  # in one chunk
 FILE_MODE, FOLDER_MODE = 0o777, 0o2777  # what another host may say of modes here
 NAMES = 100  # told of what a day lacks
@@ -185,7 +186,10 @@ def rsync(config: ArchiveConfig, command: str) -> NoReturn:
         folders.open(b"")
         os.makedirs(staging, mode=0o700, exist_ok=True)
     os.umask(0o077)
-    os.execve("/usr/bin/rsync", argv, {"PATH": PATH, "LC_ALL": "C"})
+    try:
+        os.execve(RSYNC, argv, {"PATH": PATH, "LC_ALL": "C"})
+    except OSError as error:
+        raise HotspareError(f"cannot run {RSYNC} on {config.name}: {error.strerror}; install rsync there") from error
 
 
 def receiver(config: ArchiveConfig, command: str) -> tuple[list[str], Copy, bytes]:

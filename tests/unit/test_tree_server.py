@@ -58,6 +58,17 @@ def test_an_rsync_into_the_staging_directory(node):
     assert argv == ["rsync", "--server", *FLAGS.split(), ".", os.fsdecode(staging)]
 
 
+def test_without_rsync_it_says_what_to_install(node, monkeypatch):
+    monkeypatch.setattr(tree_server, "RSYNC", str(node.path / "rsync"))
+    before = os.umask(0o022)
+    try:
+        with pytest.raises(HotspareError, match="install rsync there"):
+            tree_server.rsync(node.config, f"rsync --server {FLAGS} . scans/db1")
+    finally:
+        os.umask(before)
+    assert (node.path / ".hotspare-incoming/db1").is_dir()
+
+
 @pytest.mark.parametrize(
     "command",
     [
