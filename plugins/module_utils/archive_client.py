@@ -38,11 +38,16 @@ def main(argv: list[str]) -> int:
     answer = ask(socket, [command, os.getcwd(), *arguments])
     if answer is None:
         say(f"the shipper at {socket} does not answer: this goes on without it, slowly; see why it does not run")
-        return exit_code(command, alone(command, config, arguments), strict)
+        answer = alone(command, config, arguments), ""
     code, sentence = answer
     if sentence:
         say(sentence)
-    return exit_code(command, code, strict)
+    code = exit_code(command, code, strict)
+    if code == ABORT:
+        say(
+            "the recovery stops, it might end too early: bring that back or out of archive_destinations, and start again"
+        )
+    return code
 
 
 def end_with(command: str, worst: int) -> None:
