@@ -8,6 +8,7 @@ db1 and db2 both have the tree; each ships to the other when it is primary.
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 import signal
@@ -42,11 +43,10 @@ class Side:
 
     def ships_to(self, *others: Side, **changes: Any) -> None:
         self.tree.update(changes, destinations=[{**other.host.place, "path": str(other.path)} for other in others])
-        path = self.archives.config(self.name, directory=str(self.host.directory), trees=[self.tree], **self._node())
-        self.config = read_archive_config(str(path))
-
-    def _node(self) -> dict[str, Any]:
-        return {"node": {"name": self.name, "data_directory": "/nowhere", "bin_directory": "/nowhere"}}
+        node = {"name": self.name, "data_directory": "/nowhere", "bin_directory": "/nowhere"}
+        written = {"directory": str(self.host.directory), "trees": [self.tree], "node": node}
+        self.config_file = str(self.archives.config(self.name, **written))
+        self.config = read_archive_config(self.config_file)
 
     def write(self, path: str | bytes, content: str = "a document") -> bytes:
         """As the application does, which has the tree's account."""
@@ -230,3 +230,14 @@ def test_the_key_lets_nothing_else_in(pair):
     ):
         done = subprocess.run([*ssh_command(place), place.host, command], capture_output=True, text=True, check=False)
         assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (1, "", 1)
+
+
+def test_four_steps_of_the_module(pair, four_steps):
+    """With documents that nobody has touched for long: the module's process waits for those of today to settle."""
+    db1, db2 = pair
+    db1.ships_to(db2, path=glob.glob("/usr/lib/python3*/json")[0], partition="")
+    db2.ships_to(db1, partition="")
+    results = four_steps("archive_sync", {"config_file": db1.config_file, "kind": "tree"}, db2.documents)
+    (told,) = results[0]["trees"]
+    assert at(told)["files"] == len(db2.documents()) > 0
+    assert b"__init__.py" in db2.documents()
