@@ -45,7 +45,7 @@ def main(argv: list[str]) -> int:
     code = exit_code(command, code, strict)
     if code == ABORT:
         say(
-            "so the recovery stops, rather than end too early: mend that, or change archive_destinations, and start again"
+            "so the recovery stops, or it would end too early: mend that or change archive_destinations, and start again"
         )
     return code
 
