@@ -44,9 +44,7 @@ def main(argv: list[str]) -> int:
         say(sentence)
     code = exit_code(command, code, strict)
     if code == ABORT:
-        say(
-            "so the recovery stops, or it would end too early: mend that or change archive_destinations, and start again"
-        )
+        say("so the recovery stops, or it would end too early: mend that or change archive_destinations, and try again")
     return code
 
 
