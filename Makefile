@@ -65,7 +65,7 @@ integration-%: venv
 gates: venv
 	lab/gates
 
-molecule: molecule-default molecule-failover molecule-three
+molecule: molecule-default molecule-failover molecule-three molecule-archive
 
 # What a user installs: the tarball, not the checkout. Once for all lanes of lab/test.
 installed: venv

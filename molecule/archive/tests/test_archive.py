@@ -1,0 +1,226 @@
+# Copyright: (c) 2026, hotspare contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""WAL and documents of a pair, one story: what goes wrong on the way to the archives is caught up by itself, a standby
+and a new server live from the archive alone, and roles swap.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import date
+
+from ledger import Watch, assert_pair, both_writable, ledger, missing
+
+TODAY = f"{date.today():%Y/%m/%d}"
+NOISE = 60_000  # rows that fill about half a segment, also when it is compressed
+
+
+def checked(lab):
+    """What archive_check.yml finds: the record of each place, and the tables that it shows."""
+    output = lab.play("archive_check", "-e", "format=json").output
+    found = json.JSONDecoder().raw_decode(output, output.index("{", output.index('"_found":')))[0]
+    return {place["name"]: place for place in found["archive"]["places"]}, found
+
+
+def test_the_archives_fill_and_say_so(lab, archives):
+    one, two = lab.roles()
+    names = archives.write(one, 3)
+    archives.wait_for_all(one, two, lab.store)
+    assert set(names) <= archives.held(lab.store)
+    assert {place["state"] for place in archives.shipping(one).values()} == {"connected"}
+    table = lab.play("archive_check").output
+    assert lab.store in table and "GAPS" not in table
+    assert f"{one} ships WAL to" in lab.play("status").output
+    # Nobody but the server writes where WAL is archived, and on a node only its account reads it.
+    assert lab.run(two, "stat", "-c", "%U %a", archives.directory(two)) == "postgres 711\n"
+    assert lab.run(lab.store, "stat", "-c", "%U %a", archives.directory(lab.store)) == "hotspare 750\n"
+
+
+def test_the_keys_open_nothing_else(lab):
+    key = "/etc/hotspare/ssh/main-postgres"
+    known = f"UserKnownHostsFile={key}/known_hosts"
+    ssh = ("ssh", "-F", "none", "-o", "BatchMode=yes", "-o", known, "-i", f"{key}/id_ed25519")
+    for login in (f"hotspare@{lab.store_address}", f"postgres@{lab.addresses[lab.two]}"):
+        said = lab.docker("exec", "-u", "postgres", lab.one, *ssh, login, "cat /etc/passwd; id", check=False)
+        assert "root:" not in said and "uid=" not in said
+        forwarded = lab.docker("exec", "-u", "postgres", lab.one, *ssh, "-W", "127.0.0.1:22", login, check=False)
+        assert "SSH-2.0" not in forwarded
+
+
+def test_an_inventory_that_cannot_be_meant(lab):
+    before = lab.fingerprints()
+    trees = [
+        {"name": "scans", "path": "/srv/scans", "account": "scans"},
+        {"name": "inside", "path": "/srv/scans/inside", "account": "nobody-here"},
+        {"name": "odd name", "path": "srv/../mail", "account": "scans"},
+    ]
+    wrong = {"archive_destinations": ["nodes", "elsewhere"], "archive_trees": trees}
+    refused = lab.play("site", "-e", json.dumps(wrong), ok=False)
+    said = " ".join(refused.messages)
+    for word in ("elsewhere", "/srv/scans/ and /srv/scans/inside/ overlap", "nobody-here", "odd name", "srv/../mail"):
+        assert word in said, word
+    assert "Nothing was changed" in said
+    assert lab.differences(before) == {}
+
+
+def test_check_mode_changes_nothing(lab):
+    before = lab.fingerprints(*lab.addresses, lab.store)
+    assert lab.play("site", "--check", "--diff").changed == 0
+    assert lab.differences(before) == {}
+
+
+def test_a_full_destination_keeps_the_wal_on_the_primary_until_there_is_room(lab, archives):
+    one, two = lab.roles()
+    with archives.changed(one, require="all"), archives.small_disk(one, "12m") as directory:
+        names = archives.write(one, 4, NOISE)
+        archives.wait_for_state(one, "full")
+        lab.wait_for(lambda: len(archives.ready(one)) >= 2, "WAL waits on the primary")
+        assert archives.lacking(lab.store, one)
+        assert "is full" in lab.play("status").output
+        lab.run(lab.store, "mount", "-o", "remount,size=400m", directory)
+        archives.wait_for_all(one, two, lab.store)
+        assert set(names) <= archives.held(lab.store)
+        lab.wait_for(lambda: not archives.ready(one), "nothing waits any more")
+
+
+def test_nothing_is_lost_when_the_network_is_cut_the_shipper_killed_or_a_destination(lab, archives):
+    one, two = lab.roles()
+    with archives.cut_off(lab.store, "-s", lab.addresses[one], "-j", "DROP"):
+        archives.write(one, 2, NOISE)
+        archives.wait_for_state(one, "unreachable")
+        archives.write(one, 1)
+        archives.wait_for_all(one, two)
+        assert archives.lacking(lab.store, one)
+    for _ in range(3):
+        archives.write(one, 1, NOISE)
+        lab.run(one, "systemctl", "kill", "--signal=KILL", archives.shipper)
+    lab.docker("kill", lab.store)
+    archives.write(one, 2, NOISE)
+    lab.restart_container(lab.store)
+    archives.wait_for_all(one, two, lab.store)
+    lab.wait_for(lambda: not archives.ready(one), "nothing waits any more")
+
+
+def test_a_clock_that_jumps_changes_nothing(lab, archives):
+    one, two = lab.roles()
+    lab.run(one, "apt-get", "install", "-qq", "--no-install-recommends", "faketime")
+    with archives.clock(one) as step:
+        for jump in ("+3d", "-3d", "+0"):
+            step(jump)
+            archives.write(one, 1, NOISE)
+            archives.wait_for_all(one, two, lab.store)
+            assert lab.run(one, "systemctl", "is-active", archives.shipper).strip() == "active"
+
+
+def test_documents_of_the_last_minutes_of_a_day_are_shipped_and_the_day_is_sealed(lab, archives):
+    one, two = lab.roles()
+    day = "2031/03/04"
+    with archives.no_timer(one):
+        archives.document(one, f"{day}/morning.pdf", "from the morning")
+        archives.sync(one, at="2031-03-04 23:59:59")  # midnight passes meanwhile
+        archives.document(one, f"{day}/late.pdf", "when the old runbook had gone home")
+        archives.sync(one, at="2031-03-05 00:31:00")
+        texts = archives.documents(one)
+        assert len(texts) == 2
+        assert archives.documents(two) == archives.documents(lab.store) == texts
+        archives.sync(one, at="2031-03-05 02:05:00")
+        for host in (one, two, lab.store):
+            lab.run(host, "test", "-e", f"{archives.directory(host)}/trees/scans/{day}.manifest")
+        # What happens to a sealed day is told, and goes nowhere.
+        archives.document(one, f"{day}/late.pdf", "something else")
+        lab.run(one, "rm", f"/srv/scans/{day}/morning.pdf")
+        assert "changed after its day was sealed" in archives.sync(one, at="2031-03-05 02:10:00", ok=False)
+        assert archives.documents(two) == archives.documents(lab.store) == texts
+        for path, text in texts.items():
+            archives.document(one, path, text)
+
+
+def test_a_standby_whose_stream_is_cut_and_whose_slot_is_gone_lives_from_the_archive(lab, archives):
+    one, two = lab.roles()
+    slot = lab.sql(one, "SELECT slot_name FROM pg_replication_slots")
+    refuse = ("-p", "tcp", "--dport", "5432", "-s", lab.addresses[two], "-j", "REJECT", "--reject-with", "tcp-reset")
+    with archives.cut_off(one, *refuse):
+        lab.sql(one, "SELECT pg_terminate_backend(pid) FROM pg_stat_replication")
+        lab.wait_for(lambda: lab.sql(one, "SELECT count(*) FROM pg_stat_replication") == "0", "nobody streams")
+        lab.sql(one, f"SELECT pg_drop_replication_slot('{slot}')")
+        lab.sql(one, "DROP TABLE IF EXISTS archived; CREATE TABLE archived AS SELECT 'by the archive alone' AS words")
+        archives.write(one, 2, NOISE)
+        end = lab.sql(one, "SELECT pg_current_wal_lsn()")
+        archives.write(one, 1)
+        lab.wait_for_replay(two, end)
+        assert lab.sql(two, "SELECT words FROM archived") == "by the archive alone"
+        assert lab.sql(two, "SELECT count(*) FROM pg_stat_wal_receiver WHERE status = 'streaming'") == "0"
+    assert lab.play("site").changed > 0  # the slot
+    assert_pair(lab, one, two)
+
+
+def test_a_planned_failover_turns_wal_and_documents_round(lab, archives):
+    one, two = lab.roles()
+    archives.document(one, f"{TODAY}/before.pdf", "before the cutover")
+    archives.settle()
+    with ledger(lab) as client, Watch(lab.addresses[one]) as old, Watch(lab.addresses[two]) as new:
+        client.wait_for_rows(lab.addresses[one], 50)
+        planned = lab.play("failover", "-e", f"target={two}")
+        client.wait_for_rows(lab.addresses[two], 50)
+    assert missing(lab, two, client.rows) == []
+    assert both_writable(old, new) == []
+    assert_pair(lab, two, one)
+    print(f"planned: {planned.seconds:.1f} s, longest gap {client.longest_gap():.3f} s")
+    # The runbook's step "validate the documents".
+    row = next(line.split() for line in planned.output.splitlines() if '"scans ' in line and lab.store in line)
+    assert row[3:5] == ["0", "0"], row
+    archives.document(two, f"{TODAY}/after.pdf", "after the cutover")
+    lab.run(one, "sh", "-c", "! su scans -c 'touch /srv/scans/forbidden'")
+    archives.write(two, 2)
+    archives.wait_for_all(two, one, lab.store)
+    archives.settle()
+    archives.sync(two)
+    texts = {f"{TODAY}/before.pdf": "before the cutover", f"{TODAY}/after.pdf": "after the cutover"}
+    for host in (one, two, lab.store):
+        assert archives.documents(host, TODAY) == texts
+
+
+def test_a_primary_that_dies_before_it_archived_leaves_no_gap_and_no_row_is_missing(lab, archives):
+    two, one = lab.roles()
+    base = "/var/lib/postgresql/restored"
+    archives.base_backup(one, two, base)
+    with ledger(lab) as client:
+        client.wait_for_rows(lab.addresses[two], 50)
+        # Nothing leaves the machine but the stream; it has three segments that nobody archived when it dies.
+        lab.run(two, "iptables", "-I", "OUTPUT", "-p", "tcp", "--dport", "22", "-j", "REJECT")
+        lab.run(two, "systemctl", "kill", "--signal=KILL", archives.shipper)
+        unarchived = archives.write(two, 3)
+        archives.document(two, f"{TODAY}/unshipped.pdf", "nobody else has this one")
+        lab.wait_for_replay(one, lab.sql(two, "SELECT pg_current_wal_lsn()"))
+        assert not set(unarchived[-2:]) & archives.held(lab.store)
+        lab.docker("kill", two)
+        forced = lab.play("failover", "-e", "mode=forced", "-e", f"confirm_unfenced={two}")
+        client.wait_for_rows(lab.addresses[one], 50)
+    print(f"forced: {forced.seconds:.1f} s, longest gap {client.longest_gap():.3f} s")
+    archives.write(one, 1)
+    archives.wait_for_all(one, lab.store)
+    assert set(unarchived) <= archives.held(lab.store)
+    rows = lab.sql(one, "SELECT number FROM ledger", "ledger")
+    with archives.restored(one, base) as port:
+        assert lab.sql(one, "SELECT number FROM ledger", "ledger", port=port) == rows
+        assert lab.sql(one, "SELECT timeline_id FROM pg_control_checkpoint()", port=port) == "4"
+    # Documents can be written here now.
+    archives.document(one, f"{TODAY}/meanwhile.pdf", "while the other one was dead")
+
+
+def test_the_dead_one_returns_with_what_only_it_had(lab, archives):
+    one, two = lab.one, lab.two
+    lab.restart_container(two)
+    lab.play("rebuild_standby", "-e", f"node={two}", "-e", f"confirm={two}")
+    assert_pair(lab, one, two)
+    archives.wait_for_all(one, two, lab.store)
+    names = {f"{TODAY}/{name}.pdf" for name in ("before", "after", "unshipped", "meanwhile")}
+    for host in (one, two, lab.store):
+        lab.wait_for(lambda host=host: set(archives.documents(host, TODAY)) == names, f"{host} has all documents")
+    assert archives.documents(one)[f"{TODAY}/unshipped.pdf"] == "nobody else has this one"
+    places, found = checked(lab)
+    assert [place["gaps"]["ok"] for place in places.values() if not place["own"]] == [True, True]
+    assert [place["conflicts"] for place in places.values()] == [[], [], []]
+    assert found["trees"][0]["problems"] == []
+    assert lab.play("site").changed == 0
