@@ -111,7 +111,7 @@ def check(config: ArchiveConfig, *, destinations: Optional[Sequence[str]] = None
 
 
 def tick(config: ArchiveConfig) -> list[dict[str, Any]]:
-    """What the timer does, on the primary alone: prune where that is wanted, ship; the results. HotspareError."""
+    """What the timer does, on the primary alone: ship, prune where that is wanted; the results. HotspareError."""
     server = read_server(config.node) if config.node else None
     if server is not None and server.role == "unknown":
         raise HotspareError(f"nobody knows whether {config.name} is the primary: {server.reason}")
@@ -119,7 +119,8 @@ def tick(config: ArchiveConfig) -> list[dict[str, Any]]:
         return []
     with look(config, server=server) as seen:
         found = _next_cut(seen)
-        return [*([_prune(seen, found, False)] if config.keep else []), _ship(seen, found, False)]
+        # In this order: what retention is refused somewhere keeps no WAL from there.
+        return [_ship(seen, found, False), *([_prune(seen, found, False)] if config.keep else [])]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -320,6 +321,8 @@ def _next_cut(seen: Look) -> Cut:
                 if archive.error:
                     raise HotspareError(f"{archive.name} does not say which backups it has: {archive.error}")
         backups = _backups(seen) if keep else {}
+        # One that began on a branch which was left leads nowhere.
+        backups = {name: one for name, one in backups.items() if not (seen.server and stray(name, seen.server))}
         asked = needs(seen.config, entries.values(), backups.values(), _now(), identity=seen.identity)
     except HotspareError as error:
         return Cut(ok=False, before=None, remove=[], deciding=None, reason=f"nothing is removed, {error.message}")

@@ -347,6 +347,17 @@ def test_without_a_word_of_what_to_keep_all_is_kept(lab: Lab) -> None:
     assert (result["changed"], result["problems"]) == (False, [])
 
 
+def test_a_backup_of_a_branch_that_was_left_is_not_one_to_keep(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    usable = f"{name(3)}.00000028.backup"
+    lab.fill("one", BACKUP_OF_1MB)  # of timeline 1, beyond the switch
+    text = content(BACKUP_OF_1MB).decode().replace("0/20000", "0/3000").replace(BACKUP_OF_1MB[:24], name(3))
+    lab.fill("one", usable, content=text.encode())
+    counted: list[Any] = []
+    monkeypatch.setattr(wal_sync, "needs", lambda of, entries, backups, *rest, **more: counted.extend(backups) or [])
+    wal_sync.prune(lab.config(keep={"backups": 1}), check_mode=True)
+    assert [backup.start_name for backup in counted] == [name(3)]
+
+
 # --- check, tick
 
 
@@ -384,6 +395,6 @@ def test_the_timer_works_on_the_primary_alone(lab: Lab) -> None:
     with pytest.raises(HotspareError, match="nobody knows whether here is the primary: it is starting"):
         wal_sync.tick(lab.config())
     lab.server = primary
-    pruned, synced = wal_sync.tick(lab.config(keep={"days": 1}))
+    synced, pruned = wal_sync.tick(lab.config(keep={"days": 1}))
     assert (record(pruned, "one")["names"], record(synced, "two")["names"]) == ([name(1)], [name(4)])
     assert lab.held("one") == lab.held("two") == [name(4)]
