@@ -61,7 +61,9 @@ LINES = 1000  # in one chunk
 FILE_MODE, FOLDER_MODE = 0o777, 0o2777  # what another host may say of modes here
 NAMES = 100  # told of what a day lacks
 _SOURCE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
-_FLAGS = re.compile(r"-[OptR]+(e[A-Za-z0-9.]*)?")  # modes, times, whole paths; and what both ends can do
+# Modes, times, whole paths; and what both ends can do. Not --inplace: after a crash what is staged may have its name
+# already, and only what is renamed over it leaves that alone.
+_FLAGS = re.compile(r"-[OptR]+(e[A-Za-z0-9.]*)?")
 
 
 class Copy:

@@ -77,6 +77,7 @@ def test_without_rsync_it_says_what_to_install(node, monkeypatch):
         "rsync --server -lOtpRe.LsfxCIvu . scans/db1",  # links
         "rsync --server -DOtpRe.LsfxCIvu . scans/db1",  # devices
         f"rsync --server {FLAGS} --delete . scans/db1",
+        f"rsync --server {FLAGS} --inplace . scans/db1",
         f"rsync --server {FLAGS} --log-file=/tmp/x . scans/db1",
         f"rsync --server {FLAGS} . /etc",
         f"rsync --server {FLAGS} . scans/../../etc",

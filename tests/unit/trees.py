@@ -115,7 +115,9 @@ def connect(patch: pytest.MonkeyPatch, *nodes: Node) -> None:
         os.chmod(node.path, 0o755)  # as the rsync of the destination makes its place
         for path in (entry.path for entry in entries):
             os.makedirs(os.path.dirname(os.path.join(top, path)), mode=0o700, exist_ok=True)
-            shutil.copy2(os.path.join(target.source.root, path), os.path.join(top, path))
+            # As rsync does: what is there may be linked to its place already, and is not written into.
+            shutil.copy2(os.path.join(target.source.root, path), os.path.join(top, b"temporary"))
+            os.replace(os.path.join(top, b"temporary"), os.path.join(top, path))
         if os.path.exists(node.home / "modes"):
             os.chmod(node.path, 0o555)
 
