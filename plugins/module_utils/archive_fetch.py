@@ -38,7 +38,7 @@ ALONE_PATIENCE = 3.0  # the same without the shipper, when each question needs a
 STALLED_SECONDS = 1.0  # the same, for a file that is on its way
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 10.0  # s, between two attempts to connect
 WARM_SECONDS = 10.0  # between two looks whether a standby is connected
-MOST_FAILURES = 7  # that make the next attempt wait longer
+MOST_FAILURES = 6  # that make the next attempt wait longer
 USUAL_SEGMENT = 16 * MIB  # what fetch_ahead counts in: as many segments of 1 GB would fill the disk
 TEMPORARY = ".hotspare-"
 
@@ -73,7 +73,7 @@ class Line:
 
         wait: s, for a connection; an attempt goes on after that, for who comes next.
         """
-        if self.error is not None and time.monotonic() < self.again and not self._done():
+        if self.error is not None and time.monotonic() < self.again and not self._succeeded():
             raise self.error.with_traceback(None)
         new = self._destination is None
         try:
@@ -93,32 +93,12 @@ class Line:
 
     def open(self) -> None:
         """See that there is a connection soon, and do not wait for it."""
-        if self._done() is False:
-            self._opening = None
-        if self._destination is None and self._opening is None:
-            self._opening = Future()
-            threading.Thread(target=self._open, args=(self._opening,), daemon=True).start()
-
-    def _open(self, opening: Future[Destination]) -> None:
-        try:
-            opening.set_result(self._connect())
-        except Unreachable as error:
-            opening.set_exception(error)
-        except HotspareError as error:
-            opening.set_exception(Unreachable(error.message, **error.facts))
-
-    def _done(self) -> Optional[bool]:
-        """Whether an attempt succeeded; None while it lasts, or when there is none."""
-        if self._opening is None or not self._opening.done():
-            return None
-        return self._opening.exception() is None
+        if self._destination is None:
+            self._attempt()
 
     def _opened(self, wait: Optional[float]) -> Destination:
-        self.open()
-        if self._opening is None:
-            raise AssertionError("it was begun")
         try:
-            destination = self._opening.result(wait)
+            destination = self._attempt().result(wait)
         except TimeoutError:
             raise Unreachable(f"{self.name} has not let us in for {wait:g} s; see that host and its network") from None
         except Unreachable:
@@ -126,6 +106,24 @@ class Line:
             raise
         self._opening = None
         return destination
+
+    def _attempt(self) -> Future[Destination]:
+        """The one that lasts, or that succeeded while nobody waited for it; else a new one."""
+        if self._opening is None or (self._opening.done() and not self._succeeded()):
+            self._opening = Future()
+            threading.Thread(target=self._try, args=(self._opening,), daemon=True).start()
+        return self._opening
+
+    def _try(self, opening: Future[Destination]) -> None:
+        try:
+            opening.set_result(self._connect())
+        except Unreachable as error:
+            opening.set_exception(error)
+        except HotspareError as error:
+            opening.set_exception(Unreachable(error.message, **error.facts))
+
+    def _succeeded(self) -> bool:
+        return self._opening is not None and self._opening.done() and self._opening.exception() is None
 
     def bring(self, name: str, put: Put, wait: Optional[float]) -> bool:
         with self.use(wait) as destination:

@@ -285,6 +285,28 @@ def test_a_line_is_made_anew_but_not_too_often(site, monkeypatch):
     assert line.error is None
 
 
+def test_an_attempt_to_connect_goes_on_for_who_comes_next(site):
+    site.put("a", NAMES[0], segment(NAMES[0]))
+    made, release = [], threading.Event()
+
+    def connecting(place, found):
+        made.append(place.name)
+        assert release.wait(SECONDS)
+        return connect(place, found)
+
+    line = Line(site.config.destinations[0], site.config, connecting)
+    got = []
+    for _ in range(3):
+        with pytest.raises(Unreachable, match="not let us in"):
+            line.bring(NAMES[0], got.extend, 0.01)
+        line.open()
+    release.set()
+    eventually(line._succeeded, True)
+    assert line.bring(NAMES[0], got.extend, 0.01)
+    assert b"".join(got) == segment(NAMES[0])
+    assert made == ["a"]
+
+
 def test_a_place_that_is_only_slow_is_waited_for_at_last(site):
     """And not given up for ever, since each answer comes a little too late."""
     site.put("a", NAMES[0], segment(NAMES[0]))
