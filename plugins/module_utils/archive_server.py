@@ -13,8 +13,8 @@ import itertools
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, astuple
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, astuple, replace
 from typing import IO, Any, Optional
 
 from . import store, tree_server
@@ -28,14 +28,19 @@ from .wire import PROTOCOL, Broken, Channel, Missing, Payload, Reply, Stream, fa
 RECORDS = 200  # in one chunk, where they fit even if each has a path that is as long as a path can be
 
 
-def serve(config_path: str, stdin: IO[bytes], stdout: IO[bytes]) -> int:
-    """Be the forced command: answer until the other end has gone; the exit code."""
+def serve(config_path: str, stdin: IO[bytes], stdout: IO[bytes], trees: Optional[Collection[str]] = None) -> int:
+    """Be the forced command: answer until the other end has gone; the exit code.
+
+    trees: a key of who ships documents opens these trees only, and no WAL; None: all that is here.
+    """
     command = os.environ.get("SSH_ORIGINAL_COMMAND", "")
     channel = None if command else Channel(stdin.fileno(), stdout.fileno())
     try:
         config = read_archive_config(config_path)
+        if trees is not None:
+            config = replace(config, trees=tuple(tree for tree in config.trees if tree.name in trees))
         if channel is not None:
-            Server(config, channel).serve()
+            Server(config, channel, OPS if trees is None else TREE_OPS).serve()
             return 0
         if command.startswith("rsync --server "):
             return tree_server.rsync(config, command)
@@ -53,11 +58,12 @@ def serve(config_path: str, stdin: IO[bytes], stdout: IO[bytes]) -> int:
 class Server:
     """One connection; `payload` is what comes with a request, a handler need not read all of it."""
 
-    def __init__(self, config: ArchiveConfig, channel: Channel) -> None:
+    def __init__(self, config: ArchiveConfig, channel: Channel, ops: Optional[Operations] = None) -> None:
         self.config = config
         self.archive = Archive(config.directory)
         self.payload: Optional[Payload] = None
         self._channel = channel
+        self._ops = OPS if ops is None else ops
 
     def serve(self) -> None:
         """Answer until the other end has gone; Broken."""
@@ -75,11 +81,13 @@ class Server:
     def _reply(self, request: Mapping[str, Any]) -> Reply:
         op = str(request.get("op"))
         try:
+            if op in OPS and op not in self._ops:
+                raise HotspareError(f"this key is for documents only, not for {op!r}")
             if op not in OPS:
                 raise HotspareError(
                     f"hotspare {VERSION} cannot do {op!r}: run site.yml, which brings the same version to all hosts"
                 )
-            reply = OPS[op](self, request)
+            reply = self._ops[op](self, request)
             return reply if isinstance(reply, Stream) else {**reply, "ok": True}
         except HotspareError as error:
             return failure(error)
@@ -152,7 +160,10 @@ def _conflicts(server: Server, request: Mapping[str, Any]) -> Reply:
     return Stream(_chunks(server.archive.conflicts()))
 
 
-OPS: dict[str, Callable[[Server, Mapping[str, Any]], Reply]] = {
+Operations = Mapping[str, Callable[[Server, Mapping[str, Any]], Reply]]
+
+TREE_OPS: Operations = {"hello": _hello, **tree_server.OPS}
+OPS: Operations = {
     "hello": _hello,
     "put": _put,
     "has": _has,

@@ -106,6 +106,13 @@ def _archive_serve(path: str) -> int:
     return serve(path, sys.stdin.buffer, sys.stdout.buffer)
 
 
+def _archive_serve_trees(path: str, trees: str) -> int:
+    """The same for who ships documents: these trees, with commas between them, and nothing else."""
+    from .archive_server import serve
+
+    return serve(path, sys.stdin.buffer, sys.stdout.buffer, trees.split(","))
+
+
 def _archive_ship(path: str) -> int:
     """The shipper, until it is ended."""
     from .archive_config import read_archive_config
@@ -180,6 +187,7 @@ COMMANDS = {
     "address": Command(_address),
     "address-off": Command(_address_off),
     "archive-serve": Command(_archive_serve),
+    "archive-serve-trees": Command(_archive_serve_trees, "CONFIG TREES"),
     "archive-ship": Command(_archive_ship),
     "archive-sync": Command(_archive_sync),
     "archive": Command(_archive, "CONFIG PATH NAME"),

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 from ansible_collections.hotspare.postgresql.plugins.module_utils import archive_server, tree_server
+from ansible_collections.hotspare.postgresql.plugins.module_utils.shell import HotspareError
 from ansible_collections.hotspare.postgresql.plugins.module_utils.wire import Channel
 
-from .destinations import other_end
+from .destinations import connected, other_end
 from .wal_pages import NAME, SYSTEM, segment
 
 
@@ -68,3 +69,20 @@ def test_a_client_that_dies_leaves_nothing_behind(tmp_path):
     process.stdout.close()
     process.stderr.close()
     assert [path for path in Path(tmp_path, "archive", "wal").rglob("*") if path.is_file()] == []
+
+
+def test_a_key_for_documents_opens_no_wal(tmp_path, monkeypatch):
+    python, option, program, path = other_end(tmp_path)
+    scoped = program.replace("sys.stdout.buffer)", "sys.stdout.buffer, ['scans'])")
+    assert scoped != program
+    with connected(monkeypatch, [python, option, scoped, path]) as link:
+        assert link.hello()["name"] == "db2"
+        for ask in (
+            link.names,
+            link.conflicts,
+            lambda: link.get(NAME),
+            lambda: link.remove([NAME]),
+            lambda: link.has([NAME]),
+        ):
+            with pytest.raises(HotspareError, match="this key is for documents only"):
+                list(ask())
