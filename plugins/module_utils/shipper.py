@@ -449,24 +449,22 @@ class Shipper:
 
     def _answered(self, request: Sequence[str], connection: socket.socket) -> tuple[int, str]:
         """The code and the sentence for a client."""
+        command, *words = request
+        act = {"archive": self._archive, "restore": self._restore}.get(command)
+        if act is None or len(words) != 3:
+            return CODES["other"], f"the shipper does not know {command!r} of {len(words)} words: run site.yml"
         try:
-            command, directory, one, other = request
-            if command == "archive":
-                self.archive(other, os.path.join(directory, one), partial(waits, connection))
-            elif command == "restore":
-                path = os.path.join(directory, other)
-                wanted = partial(waits, connection)
-                if not self._fetcher.restore(one, path, wait=patience(directory), wanted=wanted):
-                    return ABSENT, ""
-            else:
-                raise ValueError(command)
+            return act(partial(waits, connection), *words), ""
         except HotspareError as error:
             return exit_code(error), error.message
-        except ValueError:
-            return CODES[
-                "other"
-            ], f"the shipper does not understand {request!r}: run site.yml, which brings one version"
-        return 0, ""
+
+    def _archive(self, wanted: Wanted, directory: str, path: str, name: str) -> int:
+        self.archive(name, os.path.join(directory, path), wanted)
+        return 0
+
+    def _restore(self, wanted: Wanted, directory: str, name: str, path: str) -> int:
+        path = os.path.join(directory, path)
+        return 0 if self._fetcher.restore(name, path, wait=patience(directory), wanted=wanted) else ABSENT
 
     def _beats(self) -> None:
         while True:

@@ -113,7 +113,10 @@ def station(archives, lab):
     yield start
     for one in made:
         one.kill()
-        print(one.log.read_text(encoding="utf-8") if one.log.exists() else "", one.node.log, sep="\n----\n")
+        said = one.log.read_text(encoding="utf-8") if one.log.exists() else ""
+        print(said, one.node.log, sep="\n----\n")
+        assert "Traceback" not in said + one.node.log
+        assert not ARCHIVER_DIED.search(one.node.log)
 
 
 @pytest.fixture
@@ -189,7 +192,6 @@ def test_a_shipper_that_is_killed_in_the_middle(archives, station):
     assert held(store) >= set(names)
     assert db.archiver() == archiver
     assert "without it, slowly" in db.node.log
-    assert not ARCHIVER_DIED.search(db.node.log)
     eventually(lambda: not receiving(store))
 
 

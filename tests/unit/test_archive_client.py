@@ -138,6 +138,16 @@ def test_whatever_becomes_of_the_program(node, text, archived, restored):
     assert call(node, "restore", "X", "pg_wal/RECOVERYXLOG")[0] == restored
 
 
+def test_a_shipper_that_hangs_is_gone_without(node):
+    client = node / "archive_client.py"
+    text = client.read_text(encoding="utf-8")
+    assert f"SILENT_SECONDS = {archive_client.SILENT_SECONDS}" in text
+    client.write_text(text.replace(f"SILENT_SECONDS = {archive_client.SILENT_SECONDS}", "SILENT_SECONDS = 0.1"))
+    program(node, "")
+    with Shipper(node, b" ", closes=False):
+        assert call(node, "archive", "pg_wal/X", "X")[0] == 0
+
+
 def test_words_that_are_missing(node):
     assert call(node, "archive")[0] == 2  # the program is not there
     (node / "recovery.signal").touch()
