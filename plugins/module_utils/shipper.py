@@ -21,7 +21,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import partial
@@ -140,16 +140,20 @@ def status_mark(node: Instance) -> int:
     return 0
 
 
-def ready_files(node: Instance) -> list[File]:
-    """What waits for the archiver, in its order; nothing when that cannot be read."""
+def ready_files(node: Instance, known: Mapping[str, File]) -> dict[str, File]:
+    """What waits for the archiver, in its order; nothing when that cannot be read. What is known is not looked at."""
     found = []
     with contextlib.suppress(OSError):
         for entry in os.scandir(node.path("pg_wal", "archive_status")):
             name = entry.name[: -len(".ready")]
-            if entry.name.endswith(".ready") and kind(name):
+            if not entry.name.endswith(".ready"):
+                continue
+            if name in known:
+                found.append(known[name])
+            elif kind(name):
                 with contextlib.suppress(FileNotFoundError):  # archived or removed meanwhile
                     found.append(find_file(name, node.path("pg_wal", name), entry.stat().st_mtime))
-    return sorted(found, key=order)
+    return {file.name: file for file in sorted(found, key=order)}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -205,7 +209,7 @@ class Lane:
             return True
         return self._failure(request) or self._line.error or False
 
-    def look(self, ready: Sequence[File]) -> None:
+    def look(self, ready: Iterable[File]) -> None:
         """These are all that the archiver waits for, in this order."""
         gone = [name for name, file in self.behind.items() if not still_there(file)]
         self.left += len(gone)
@@ -231,7 +235,7 @@ class Lane:
                 self._note(file, error)
                 self._changed.notify_all()
 
-    def record(self, ready: Sequence[File]) -> dict[str, Any]:
+    def record(self, ready: Iterable[File]) -> dict[str, Any]:
         """For status.json."""
         waiting = [file for file in ready if self.lacks(file)]
         _pending, error = self._judged()
@@ -336,7 +340,7 @@ class Shipper:
         self._node = config.node
         self._changed = Changes()
         self._requests: list[Request] = []
-        self._ready: list[File] = []
+        self._ready: dict[str, File] = {}
         self._looked = 0.0
         self._mark = 0
         self._acknowledged: Optional[str] = None
@@ -381,7 +385,7 @@ class Shipper:
         with self._changed:
             self._requests.append(request)
             try:
-                if name not in (file.name for file in self._ready):
+                if name not in self._ready:
                     self._look()  # others wait as well
                 self._changed.notify_all()
                 while not (answer := self._answer(request)):
@@ -407,9 +411,9 @@ class Shipper:
 
     def _look(self) -> None:
         self._looked, self._mark = time.monotonic(), status_mark(self._node)
-        self._ready = ready_files(self._node)
+        self._ready = ready_files(self._node, self._ready)
         for lane in self._lanes:
-            lane.look(self._ready)
+            lane.look(self._ready.values())
         self._changed.notify_all()
 
     def _status(self) -> dict[str, Any]:
@@ -418,7 +422,7 @@ class Shipper:
             "since": self._since,
             "version": VERSION,
             "updated": utc(),
-            "destinations": [lane.record(self._ready) for lane in self._lanes],
+            "destinations": [lane.record(self._ready.values()) for lane in self._lanes],
             "acknowledged": self._acknowledged,
         }
 
