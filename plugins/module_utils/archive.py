@@ -27,7 +27,7 @@ from .shell import HotspareError
 from .store import OS, Conflict, Layer, Stored
 from .wal import segment_size_ok
 from .wal_file import BadWal, Check, WalFacts, kind
-from .zstd import COMPRESS, DECOMPRESS, Filter, through
+from .zstd import Decompressor, compressed, decompressed
 
 SUFFIXES = {"none": "", "zstd": ".zst"}
 COMPRESSED_KINDS = ("segment", "partial")  # what is worth it
@@ -272,7 +272,7 @@ class Receiving:
             layer=archive._layer,
         )
         try:
-            self._filter = Filter(DECOMPRESS) if encoding == "zstd" else None
+            self._filter = Decompressor() if encoding == "zstd" else None
         except HotspareError:
             self._incoming.abort()
             raise
@@ -379,12 +379,12 @@ def content(path: str) -> Iterator[bytes]:
 
 def decoded(chunks: Iterator[bytes], encoding: str) -> Iterator[bytes]:
     """Bytes as they were before they were encoded; HotspareError."""
-    return through(DECOMPRESS, chunks) if encoding == "zstd" else chunks
+    return decompressed(chunks) if encoding == "zstd" else chunks
 
 
 def encoded(chunks: Generator[bytes, None, None], encoding: str) -> Generator[bytes, None, None]:
     """Bytes as they are stored in this encoding; HotspareError."""
-    return through(COMPRESS, chunks) if encoding == "zstd" else chunks
+    return compressed(chunks) if encoding == "zstd" else chunks
 
 
 def shown(facts: WalFacts, chunks: Iterable[bytes], difference: int) -> str:
