@@ -28,14 +28,13 @@ from .shell import PATH, HotspareError
 from .store import Stored
 from .version import VERSION
 from .wal_file import Check, kind
-from .wire import CHUNK_BYTES, PROTOCOL, Broken, Channel, Garbage, Missing, Payload, Refused, Unreachable, failed
+from .wire import PROTOCOL, Broken, Channel, Garbage, Missing, Payload, Refused, Unreachable, failed
 
 CONNECT_SECONDS = 10
 GREETING_SECONDS = 30.0  # until the program has started there
 ALIVE_SECONDS = 5
 ALIVE_COUNT = 3
 END_SECONDS = 0.5  # an ssh that waits for its network is killed then
-F_SETPIPE_SZ = 1031  # fcntl has its name from Python 3.10 on
 BATCH = 1000  # names in one message
 LIST_SECONDS = 600.0  # until a large and slow file system has told what it has
 TAIL_BYTES = 4000  # of what ssh said
@@ -413,7 +412,7 @@ def _start(argv: Sequence[str], stderr: int) -> subprocess.Popen[bytes]:
     if os.getuid() != os.geteuid():
         switch = {"user": os.geteuid(), "group": os.getegid()}
     try:
-        process = subprocess.Popen(
+        return subprocess.Popen(
             argv,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -426,12 +425,6 @@ def _start(argv: Sequence[str], stderr: int) -> subprocess.Popen[bytes]:
         )
     except OSError as error:
         raise Refused(f"cannot run {argv[0]}: {error.strerror}; install openssh-client on this host") from error
-    for pipe in (process.stdin, process.stdout):
-        if pipe is None:
-            raise AssertionError("it was started")
-        with contextlib.suppress(OSError):  # an account may have so many of them only
-            fcntl.fcntl(pipe.fileno(), F_SETPIPE_SZ, CHUNK_BYTES)  # fewer switches between it and us
-    return process
 
 
 def _entry(record: Sequence[Any]) -> Entry:
