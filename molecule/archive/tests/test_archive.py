@@ -72,7 +72,7 @@ def test_check_mode_changes_nothing(lab):
 
 def test_a_full_destination_keeps_the_wal_on_the_primary_until_there_is_room(lab, archives):
     one, two = lab.roles()
-    with archives.changed(one, require="all"), archives.small_disk(one, "12m") as directory:
+    with archives.changed(one, require="all"), archives.small_disk(one, "6m") as directory:
         names = archives.write(one, 4, NOISE)
         archives.wait_for_state(one, "full")
         lab.wait_for(lambda: len(archives.ready(one)) >= 2, "WAL waits on the primary")
