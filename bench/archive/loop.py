@@ -8,6 +8,7 @@ The job is JSON: `data` (the data directory), `names`, `command` with %p and %f,
 
 archive  all names wait (.ready) from the start, as after a break; each is called in turn and becomes .done
 single   each name becomes .ready when the one before is done, and after `pause` seconds, as on a calm server
+ahead    as archive, but after the first call the archiver looks away for ten times `pause`, as after failures
 restore  each name in turn to pg_wal/RECOVERYXLOG; what came is compared with the segment in pg_wal
 
 Called by system(), as PostgreSQL does it; up to 3 tries. Prints JSON: {"seconds", "calls": [seconds], "failed": [[name,
@@ -32,7 +33,7 @@ def main() -> None:
     os.chdir(job["data"])
     names: list[str] = job["names"]
     done: dict[str, Any] = {"calls": [], "failed": []}
-    if job["do"] == "archive":
+    if job["do"] in ("archive", "ahead"):
         for name in names:
             mark(name, ".ready")
     began = time.monotonic()
@@ -51,6 +52,10 @@ def main() -> None:
                 break
         elif job["do"] != "restore":
             os.rename(status(name, ".ready"), status(name, ".done"))
+        if job["do"] == "ahead" and name == names[0]:
+            done["calls"].clear()
+            time.sleep(10 * job["pause"])
+            paused += 10 * job["pause"]
     done["seconds"] = round(time.monotonic() - began - paused, 4)
     for name in names:
         for suffix in (".ready", ".done"):

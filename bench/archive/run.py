@@ -12,6 +12,7 @@ Cases:
 push       all segments wait, and are archived one call after the other, as PostgreSQL's archiver does it; from pgbench
            and from random bytes
 single     a segment at a time becomes ready on a calm node, and is called for at once
+ahead      what the call itself costs: the segment is shipped already, since others of a backlog were called for before
 restore    all segments, one call after the other, each compared with what was archived; then a crashed server replays
            them by its restore_command
 documents  many small files: the first copy, again without a change, again with some new ones
@@ -52,7 +53,7 @@ from way import Box, Way, flush, ssh_as_postgres
 SIZE = int(os.environ.get("SIZE", "128"))
 LEAST = 4
 FILES = 20000 * SIZE // 128
-ROUNDS = {"push": 3, "single": 1, "restore": 2, "documents": 2}
+ROUNDS = {"push": 3, "single": 2, "ahead": 2, "restore": 2, "documents": 2}
 SINGLES = 10
 RECOVER = "/bench/recover"
 
@@ -155,6 +156,11 @@ class Bench:
         for way in self.ways(SINGLE):
             self.event("single", way, number, "pgbench", partial(way.push, names, "single"))
 
+    def ahead(self, number: int) -> None:
+        names = self.material.kinds["pgbench"][: 2 * SINGLES]
+        for way in self.ways(SINGLE):
+            self.event("ahead", way, number, "pgbench", partial(way.push, names, "ahead"))
+
     def restore(self, number: int) -> None:
         for way in self.ways(RESTORE):
             names = some(way, self.material.kinds["pgbench"])
@@ -232,6 +238,7 @@ def shown(event: Event) -> str:
 CASES: dict[str, Callable[[Bench, int], None]] = {
     "push": Bench.push,
     "single": Bench.single,
+    "ahead": Bench.ahead,
     "restore": Bench.restore,
     "documents": Bench.documents,
 }

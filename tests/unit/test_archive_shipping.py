@@ -24,9 +24,11 @@ from ansible_collections.hotspare.postgresql.plugins.module_utils.archive_shippi
 
 @pytest.fixture
 def shipper() -> Iterator[int]:
-    """A process that looks like one."""
-    argv = [sys.executable, "-c", "input()", "archive-ship", "CONFIG"]
-    with subprocess.Popen(argv, stdin=subprocess.PIPE) as process:
+    """A process that looks like one, and has said so: for a moment after exec its command line is empty."""
+    argv = [sys.executable, "-c", "input('here\\n')", "archive-ship", "CONFIG"]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"here\n"
         yield process.pid
         process.kill()
 
