@@ -217,13 +217,22 @@ class Lab:
             self.run(node, "systemctl", "reload", self.service, check=False)
 
     @staticmethod
-    def docker(*args: str, stdin: str | None = None, check: bool = True) -> str:
-        done = subprocess.run(["docker", *args], input=stdin, capture_output=True, text=True, timeout=120, check=False)
+    def docker(*args: str, stdin: str | None = None, check: bool = True, timeout: float = 120) -> str:
+        command = ["docker", *args]
+        done = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=timeout, check=False)
         assert not check or done.returncode == 0, f"docker {args}: {done.stderr}"
         return done.stdout
 
-    def run(self, node: str, *argv: str, stdin: str | None = None, check: bool = True, user: str = "root") -> str:
-        return self.docker("exec", "-i", "-u", user, node, *argv, stdin=stdin, check=check)
+    def run(
+        self,
+        node: str,
+        *argv: str,
+        stdin: str | None = None,
+        check: bool = True,
+        user: str = "root",
+        timeout: float = 120,
+    ) -> str:
+        return self.docker("exec", "-i", "-u", user, node, *argv, stdin=stdin, check=check, timeout=timeout)
 
     def restart_container(self, node: str) -> None:
         """Start it, and wait until its systemd has booted: that is when a server that starts at boot has started."""
