@@ -129,6 +129,10 @@ class Archives:
     def directory(self, host: str) -> str:
         return f"/var/lib/hotspare/archive/{'postgres' if host == self.store else 'main'}"
 
+    def known(self, host: str) -> str:
+        """Where what is known of the trees lies."""
+        return f"{self.directory(host) if host == self.store else '/var/lib/hotspare/state/main'}/trees"
+
     def held(self, host: str) -> set[str]:
         """The names of what is archived on a host."""
         found = self.lab.run(host, "find", f"{self.directory(host)}/wal", "-type", "f", "-printf", "%f\\n", check=False)

@@ -108,7 +108,11 @@ class Keep:
 
 @dataclass(frozen=True)
 class ArchiveConfig:
-    """`node` is None on an archive host; `keep` None: nothing is ever pruned."""
+    """`node` is None on an archive host; `keep` None: nothing is ever pruned.
+
+    state: where the account of each tree has a place. Not in the archive of a node: the server's account could lead it
+    astray there. Empty on an archive host, where all belongs to one account.
+    """
 
     name: str
     cluster: str
@@ -124,12 +128,15 @@ class ArchiveConfig:
     destinations: tuple[Place, ...]
     keep: Optional[Keep]
     trees: tuple[Tree, ...]
+    state: str = ""
 
     def __post_init__(self) -> None:
         _word("name", self.name)
         _word("cluster", self.cluster)
         for what in ("directory", "program", "run", "spool"):
             _absolute(what, getattr(self, what))
+        if self.state:
+            _absolute("state", self.state)
         _one_of("compression", self.compression, COMPRESSIONS)
         _one_of("require", self.require, REQUIRE)
         if self.fetch_ahead < 0:
@@ -146,6 +153,16 @@ class ArchiveConfig:
     def status_file(self) -> str:
         """What the shipper writes about itself."""
         return os.path.join(self.run, "status.json")
+
+    @property
+    def homes(self) -> str:
+        """Where tree_files.Home has what is known of the trees."""
+        return self.state or self.directory
+
+    @property
+    def own(self) -> Place:
+        """The archive of this host itself."""
+        return Place(self.name, directory=self.directory)
 
     def tree(self, name: str) -> Tree:
         """HotspareError when there is none."""
@@ -170,6 +187,7 @@ def parse_archive_config(found: Mapping[str, Any]) -> ArchiveConfig:
         destinations=tuple(Place(**place) for place in found["destinations"]),
         keep=Keep(**found["keep"]) if found["keep"] else None,
         trees=tuple(_tree(tree) for tree in found["trees"]),
+        state=found.get("state", ""),
     )
 
 

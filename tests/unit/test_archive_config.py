@@ -15,6 +15,7 @@ from ansible_collections.hotspare.postgresql.plugins.module_utils.archive_config
 )
 from ansible_collections.hotspare.postgresql.plugins.module_utils.peers import Peer
 from ansible_collections.hotspare.postgresql.plugins.module_utils.shell import HotspareError
+from ansible_collections.hotspare.postgresql.plugins.module_utils.tree_source import home_of
 
 from .destinations import CONFIG, PLACE
 
@@ -64,6 +65,13 @@ def test_a_node(written):
 def test_an_archive_host(written):
     found = read_archive_config(written())
     assert (found.node, found.keep, found.destinations, found.trees) == (None, None, (), ())
+    assert found.homes == found.directory
+
+
+def test_what_is_known_of_trees_lies_where_the_server_leads_nobody_astray(written, tmp_path):
+    state = str(tmp_path / "state")
+    found = read_archive_config(written(state=state, trees=[{**TREE, "path": str(tmp_path)}]))
+    assert home_of(found, found.tree("scans")).path == f"{state}/trees/scans"
 
 
 @pytest.mark.parametrize(
@@ -76,6 +84,7 @@ def test_an_archive_host(written):
         {"peers": [{"host": "x"}]},
         {"directory": "archive"},
         {"directory": "/srv/../etc"},
+        {"state": "state"},
         {"compression": "gzip"},
         {"require": "most"},
         {"fetch_ahead": -1},

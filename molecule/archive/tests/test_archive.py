@@ -37,7 +37,7 @@ def test_the_archives_fill_and_say_so(lab, archives):
     assert lab.store in table and "GAPS" not in table
     assert f"{one} ships WAL to" in lab.play("status").output
     # Nobody but the server writes where WAL is archived, and on a node only its account reads it.
-    assert lab.run(two, "stat", "-c", "%U %a", archives.directory(two)) == "postgres 711\n"
+    assert lab.run(two, "stat", "-c", "%U %a", archives.directory(two)) == "postgres 750\n"
     assert lab.run(lab.store, "stat", "-c", "%U %a", archives.directory(lab.store)) == "hotspare 750\n"
 
 
@@ -166,7 +166,7 @@ def test_many_small_documents_midnight_passes_meanwhile_and_days_are_sealed(lab,
         assert AFTER in running.result().splitlines()[-1], "midnight passed meanwhile"
         print(running.result())
         archives.sync(one, at=f"{AFTER} 00:31:00")
-        lab.run(lab.store, "test", "!", "-e", f"{archives.directory(lab.store)}/trees/scans/{NIGHT}.manifest")
+        lab.run(lab.store, "test", "!", "-e", f"{archives.known(lab.store)}/scans/{NIGHT}.manifest")
         archives.sync(one, at=f"{AFTER} 02:05:00")
         written = DOCUMENTS // 2 + len(BEFORE) * (DOCUMENTS // 2 // len(BEFORE)) + 2 * late
         digest = archives.digest(one)
@@ -174,7 +174,7 @@ def test_many_small_documents_midnight_passes_meanwhile_and_days_are_sealed(lab,
         assert [archives.digest(host) for host in everywhere] == [digest] * 3
         for host in everywhere:
             for day in (NIGHT, *BEFORE):
-                lab.run(host, "test", "-e", f"{archives.directory(host)}/trees/scans/{day}.manifest")
+                lab.run(host, "test", "-e", f"{archives.known(host)}/scans/{day}.manifest")
         # What happens to a sealed day is told, and goes nowhere.
         changed, removed = f"{NIGHT}/late-1.pdf", f"{BEFORE[0]}/scan-000000.txt"
         before = {path: lab.run(one, "cat", f"/srv/scans/{path}") for path in (changed, removed)}
