@@ -3,8 +3,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """restore_command: brings a file from wherever it is archived, verified, whole or not at all.
 
-A file is absent only if every place says so, since PostgreSQL takes that for the end of the WAL. While the server
-replays a segment the next ones are fetched into a spool; it lies outside pg_wal, where pg_rewind would copy it.
+A file is absent only if every place says so, since PostgreSQL takes that for the end of the WAL; and only an archive of
+this cluster can say so, no empty directory where it should be mounted. While the server replays a segment the next ones
+are fetched into a spool; it lies outside pg_wal, where pg_rewind would copy it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import errno
 import glob
 import os
 import secrets
-import struct
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,9 +22,10 @@ from concurrent.futures import Future, TimeoutError
 from functools import partial
 from typing import Optional
 
-from .archive import Archive
+from .archive import Archive, Identity
 from .archive_client import recovers
 from .archive_config import ArchiveConfig, Place
+from .archive_known import expect_none, system_identifier
 from .archive_link import Destination, connect
 from .shell import HotspareError
 from .store import chunks
@@ -125,23 +126,33 @@ class Line:
     def _succeeded(self) -> bool:
         return self._opening is not None and self._opening.done() and self._opening.exception() is None
 
-    def bring(self, name: str, put: Put, wait: Optional[float]) -> bool:
+    def bring(self, name: str, cluster: Optional[int], put: Put, wait: Optional[float]) -> bool:
         with self.use(wait) as destination:
-            try:  # who is only slow shall be in time at last
-                content = destination.get(name, wait=None if wait is None else wait * 2**self._failures)
+            wait = None if wait is None else wait * 2**self._failures  # who is only slow shall be in time at last
+            expect_ours(destination.name, destination.identity, cluster)
+            try:
+                content = destination.get(name, wait=wait)
             except Missing:
+                destination.hello(wait=wait)  # it is gone from there, or from nowhere
+                expect_ours(destination.name, destination.identity, cluster)
                 return False
             put(content)
         return True
 
 
 class Own:
-    """The archive of this host itself."""
+    """The archive of this host itself. It may be nobody's yet: others ship to it."""
 
-    def __init__(self, directory: str) -> None:
-        self.archive = Archive(directory)
+    def __init__(self, config: ArchiveConfig) -> None:
+        self.archive = Archive(config.directory)
+        self._config = config
 
-    def bring(self, name: str, put: Put, wait: Optional[float] = None) -> bool:
+    def bring(self, name: str, cluster: Optional[int], put: Put, wait: Optional[float] = None) -> bool:
+        identity = self.archive.identity()
+        if identity is None:
+            expect_none(self._config.node, self._config.name, self._config.directory)
+            return False
+        expect_ours(self._config.name, identity, cluster)
         if self.archive.find(name) is None:
             return False
         put(self.archive.read(name))
@@ -155,7 +166,7 @@ class Fetcher:
         if config.node is None:
             raise HotspareError(f"{config.name} is an archive host: it has no server that could restore anything")
         self._node = config.node
-        self._own = Own(config.directory)
+        self._own = Own(config)
         self._lines = [Line(place, config, connect) for place in config.destinations]
         self._spool = config.spool
         self._ahead = 0  # until look_ahead()
@@ -228,16 +239,16 @@ class Fetcher:
 
     def _fetch(self, name: str, path: str, wait: Optional[float] = None, wanted: Wanted = always) -> bool:
         """Have the first place that has it bring it; False when none has, HotspareError when one cannot say."""
-        system_identifier = self._system_identifier()
+        cluster = system_identifier(self._node)
 
         def put(content: Iterable[bytes]) -> None:
-            write(self._moving(content), path, Check(name, system_identifier=system_identifier), wanted)
+            write(self._moving(content), path, Check(name, system_identifier=cluster), wanted)
 
         troubles = []
         places: list[Own | Line] = [self._own, *self._lines]
         for place in places:
             try:
-                if place.bring(name, put, wait):
+                if place.bring(name, cluster, put, wait):
                     return True
             except HotspareError as error:
                 troubles.append(error)
@@ -290,14 +301,6 @@ class Fetcher:
         for name in set(os.listdir(self._spool)) - set(names):
             os.unlink(os.path.join(self._spool, name))
 
-    def _system_identifier(self) -> Optional[int]:
-        """Of the data directory; None when there is none yet."""
-        try:
-            with open(self._node.path("global", "pg_control"), "rb") as file:
-                return int(struct.unpack("=Q", file.read(8))[0])  # the first field in all versions
-        except (OSError, struct.error):
-            return None
-
 
 def patience(directory: str, seconds: float = STANDBY_PATIENCE) -> Optional[float]:
     """How long a place is waited for when restore_command runs here: so long for a standby, or one that is promoted.
@@ -313,6 +316,17 @@ def following(name: str, size: int, ahead: int) -> list[str]:
     segment = parse_segment_name(name, size)
     count = max(1, ahead * USUAL_SEGMENT // size) if ahead else 0
     return [segment_name(segment.timeline, segment.start_lsn + size * (1 + index), size) for index in range(count)]
+
+
+def expect_ours(name: str, identity: Optional[Identity], cluster: Optional[int]) -> None:
+    """Whether an archive can say what there is of this cluster (its system identifier, if known). HotspareError."""
+    if identity is None:
+        raise Unreachable(f"{name} has no archive: mount its file system there, unless nothing was ever shipped to it")
+    if cluster not in (None, identity.system_identifier):
+        raise HotspareError(
+            f"{name} is the archive of another cluster, {identity.system_identifier}, and this one is {cluster}: see "
+            "archive_destinations, each cluster needs its own"
+        )
 
 
 def write(content: Iterable[bytes], path: str, check: Check, wanted: Wanted = always) -> None:

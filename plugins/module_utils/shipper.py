@@ -30,7 +30,8 @@ from typing import Any, NoReturn, Optional, Union
 from .archive_client import ABSENT
 from .archive_config import ArchiveConfig, Place
 from .archive_fetch import Connect, Fetcher, Line, Wanted, always, patience
-from .archive_link import Destination, connect
+from .archive_known import system_identifier
+from .archive_link import Destination, connect, establish_own
 from .server import Instance
 from .shell import HotspareError, write_durably
 from .store import Conflict, Full
@@ -355,7 +356,8 @@ class Shipper:
         threading.excepthook = _end
         self._fetcher.look_ahead(self._config.fetch_ahead)
         listener = listen(self._config.socket)
-        for work in (*(lane.work for lane in self._lanes), lambda: self._accept(listener), self._beats):
+        works = (*(lane.work for lane in self._lanes), lambda: self._accept(listener), self._beats, self._found_own)
+        for work in works:
             threading.Thread(target=work, daemon=True).start()
         notify("READY=1")
         written = None
@@ -371,6 +373,19 @@ class Shipper:
                     say(error.message)
                 written = count
             time.sleep(POLL_SECONDS)
+
+    def _found_own(self) -> None:
+        """Once there is a data directory, which a standby may lack at first, and its file system is mounted."""
+        said = None
+        while True:
+            try:
+                if system_identifier(self._node) is not None:
+                    return establish_own(self._config)
+            except HotspareError as error:
+                if error.message != said:
+                    said = error.message
+                    say(said)
+            time.sleep(LOOK_SECONDS)
 
     # --- archive_command ---------------------------------------------------------------------------------------------
 
@@ -480,9 +495,10 @@ class Shipper:
 
 
 def greet(destination: Destination) -> None:
-    """Whether it still works; Unreachable when it does not."""
+    """Whether it still works; Unreachable when it does not. Also a standby notes what it sees: it may be promoted."""
     try:
         destination.hello()
+        destination.remember()
     except Unreachable:
         raise
     except HotspareError as error:  # a disk that is not mounted any more
