@@ -272,19 +272,15 @@ class Home:
         where = os.fsdecode(root)
         if not os.path.isdir(root):
             raise Unreachable(f"{where} of the tree {self.tree} is not there: mount it, or run site.yml")
-        try:
-            marks = [escaped(name) for name in os.listdir(place(root, MARKS))]
-        except FileNotFoundError:
-            marks = []
-        except OSError as error:
-            raise broken(root, MARKS, error) from error
+        top = os.path.join(where, os.fsdecode(MARKS))
+        marks = os.listdir(top) if os.path.isdir(top) else []
         if self.tree in marks:
             return
         if marks:
             raise Unreachable(f"{where} holds the tree {', '.join(marks)}, not {self.tree}: mount it at its own place")
         if os.path.exists(self.marked):
             raise Unreachable(
-                f"{where} has no {MARKS.decode()}, which the tree {self.tree} has there: mount it; or, if it begins "
+                f"{where} has no {MARKS.decode()}, which the tree {self.tree} has there: mount it, or, if it begins "
                 f"anew on another disk, remove {self.marked}"
             )
 
@@ -292,14 +288,14 @@ class Home:
         """From now on an empty directory is not taken for the tree. HotspareError."""
         if os.path.exists(self.marked):
             return
-        top = place(root, MARKS)
+        top = os.path.join(os.fsdecode(root), os.fsdecode(MARKS))
         try:
-            os.makedirs(place(top, os.fsencode(self.tree)), exist_ok=True)
-            for path in (top, root):
-                sync_directory(os.fsdecode(path))
+            os.makedirs(os.path.join(top, self.tree), exist_ok=True)
+            for path in (top, os.path.dirname(top)):
+                sync_directory(path)
         except OSError as error:
             raise HotspareError(
-                f"cannot make {escaped(top)}: {error.strerror}; give the folder to the tree's account"
+                f"cannot make {top}: {error.strerror}; give its folder to the tree's account"
             ) from error
         write_durably(self.marked, "", mode=0o640)
 

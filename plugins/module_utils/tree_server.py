@@ -251,7 +251,7 @@ def _accept(copy: Copy, request: Mapping[str, Any], payload: Iterable[bytes]) ->
             files = [(entry.mode & FILE_MODE, entry.path) for entry in arrived if entry.mode & WRITE]
             copy.home.note_modes([*new, *files])
         for entry in arrived:
-            if entry.path not in targets:
+            if not stat.S_ISLNK(entry.mode):
                 path = os.path.join(staging, entry.path)
                 _set_time(path, entry)
                 os.chmod(path, entry.mode & FILE_MODE & ~(WRITE if copy.read_only else 0))
@@ -259,7 +259,7 @@ def _accept(copy: Copy, request: Mapping[str, Any], payload: Iterable[bytes]) ->
         with Opened(copy, modes) as folders:
             folders.open(b"")
             copy.home.mark(copy.root)
-            outcomes = {entry.path: _store(copy, staging, entry, targets.get(entry.path), folders) for entry in arrived}
+            outcomes = {entry.path: _store(copy, staging, entry, targets, folders) for entry in arrived}
         make_durable(copy.root)
     return {"outcomes": [outcomes.get(entry.path, "changed") for entry in entries]}
 
@@ -352,13 +352,13 @@ def _state(copy: Copy, entry: Entry, adjust: bool) -> str:
 def _has_arrived(staging: bytes, entry: Entry, targets: Mapping[bytes, bytes]) -> bool:
     """Whether what is staged, or the target of a link, is what was announced; what is not goes."""
     if stat.S_ISLNK(entry.mode):
-        target = targets.get(entry.path, b"")
-        if not link_stays(entry.path, target):
+        target = targets.get(entry.path)
+        if target is not None and not link_stays(entry.path, target):
             raise HotspareError(f"the link {escaped(entry.path)} leads out of the tree: it is not taken")
-        return hashlib.sha256(target).hexdigest() == entry.sha256
+        return target is not None and hashlib.sha256(target).hexdigest() == entry.sha256
     path = os.path.join(staging, entry.path)
     try:
-        if content(path) == entry.sha256:
+        if stat.S_ISREG(os.lstat(path).st_mode) and content(path) == entry.sha256:
             return True
         os.unlink(path)
     except IsADirectoryError:  # of a run that died before there was a document of that name
@@ -372,17 +372,17 @@ def _set_time(path: bytes, entry: Entry) -> None:
     os.utime(path, ns=(entry.mtime, entry.mtime), follow_symlinks=False)
 
 
-def _store(copy: Copy, staging: bytes, entry: Entry, target: Optional[bytes], folders: Opened) -> str:
-    """Give what is staged, or a link to `target`, its name; what happened."""
+def _store(copy: Copy, staging: bytes, entry: Entry, targets: Mapping[bytes, bytes], folders: Opened) -> str:
+    """Give what is staged its name; what happened. A link is made here: an rsync that may bring links may bring any."""
     staged = os.path.join(staging, entry.path)
+    is_link = stat.S_ISLNK(entry.mode)
 
     def name(path: bytes) -> None:
-        """Links are made here: an rsync that may bring links may bring any."""
-        if target is None:
-            os.link(staged, path, follow_symlinks=False)
-        else:
-            os.symlink(target, path)
+        if is_link:
+            os.symlink(targets[entry.path], path)
             _set_time(path, entry)
+        else:
+            os.link(staged, path, follow_symlinks=False)
 
     try:
         folders.open(os.path.dirname(entry.path))
@@ -394,7 +394,7 @@ def _store(copy: Copy, staging: bytes, entry: Entry, target: Optional[bytes], fo
             folders.open(os.path.dirname(copy.evidence(entry)))
             with contextlib.suppress(FileExistsError):
                 name(place(copy.root, copy.evidence(entry)))
-    if target is None:
+    if not is_link:
         os.unlink(staged)
     return outcome
 

@@ -25,7 +25,6 @@ from .document_tree import (
     require_pattern,
     unescaped,
 )
-from .shell import HotspareError
 from .tree_files import (
     REPLACED,
     UNREADABLE,

@@ -15,6 +15,7 @@ import math
 import multiprocessing
 import os
 import signal
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -32,6 +33,7 @@ from .wire import failed, failure
 
 WAIT_SECONDS = 300  # for another run on the same tree
 TICK_SECONDS = 240  # a run of the timer begins no further closed day after that
+TEMPORARY = tempfile.gettempdir()
 TICKS = 288  # in a day, about: in so many runs of the timer every sealed day is looked at
 
 
@@ -141,6 +143,11 @@ def _answer(account: str, work: Callable[[], dict[str, Any]], sending: Connectio
         sending.send({"ok": True, "result": work()})
     except HotspareError as error:
         sending.send({**failure(error), "busy": isinstance(error, Busy)})
+    except OSError as error:  # of a temporary file, mostly
+        what = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+        sending.send(
+            failure(HotspareError(f"documents could not be worked on ({what}): see that {TEMPORARY} has room"))
+        )
 
 
 def _set_writable(config: ArchiveConfig, tree: Tree, wanted: bool, check_mode: bool) -> dict[str, Any]:

@@ -89,9 +89,10 @@ def test_a_link_has_to_stay_inside(path, target, stays):
 
 
 def test_what_changed_a_moment_ago_is_not_settled():
-    assert not settled(98_500_000_000, 100, 2)
-    assert settled(98_000_000_000, 100, 2)
-    assert settled(500_000_000_000, 100, 2)  # a clock was wrong
+    assert not settled([98_500_000_000], 100, 2)
+    assert settled([98_000_000_000], 100, 2)
+    assert settled([500_000_000_000], 100, 2)  # a clock was wrong
+    assert not settled([500_000_000_000, 98_500_000_000], 100, 2)  # but somebody was here just now
 
 
 # --- days ------------------------------------------------------------------------------------------------------------

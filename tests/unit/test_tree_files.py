@@ -18,6 +18,7 @@ from ansible_collections.hotspare.postgresql.plugins.module_utils.document_tree 
 from ansible_collections.hotspare.postgresql.plugins.module_utils.shell import HotspareError
 from ansible_collections.hotspare.postgresql.plugins.module_utils.tree_files import (
     Busy,
+    Damaged,
     Home,
     Spool,
     Unfinished,
@@ -210,14 +211,20 @@ def test_a_manifest_is_kept_and_any_damage_noticed(home):
     with Spool(entries) as spool:
         home.seal("2026/11/20", spool)
     assert list(home.sealed("2026/11/20")) == entries
-    assert [(name, head.files) for name, head in home.manifests().items()] == [("2026/11/20", 1)]
+    assert [(name, head.files) for name, head in home.manifests(pytest.fail).items()] == [("2026/11/20", 1)]
     path = Path(home.manifest("2026/11/20"))
     path.write_text(path.read_text().replace(" 3 1 ", " 4 1 "))
     with pytest.raises(HotspareError, match="move it away"):
         list(home.sealed("2026/11/20"))
+    said: list[str] = []
     path.write_text("")
-    with pytest.raises(HotspareError, match="move it away"):
-        home.manifests()
+    assert home.manifests(said.append) == {}
+    assert ["move it away" in one for one in said] == [True]
+    with Spool(entries) as spool:
+        home.seal("2026/11/20", spool)
+    path.write_bytes(path.read_bytes()[:-8])  # a torn line leaves no path
+    with pytest.raises(Damaged):
+        list(home.sealed("2026/11/20"))
 
 
 def test_when_a_source_was_complete(home):

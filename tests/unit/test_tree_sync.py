@@ -62,7 +62,7 @@ def bits(node: Node) -> int:
     """Write bits that something in the tree has."""
     found = 0
     for path in [node.path, *node.path.rglob("*")]:
-        if not path.is_symlink() and ".hotspare-incoming" not in path.parts:
+        if not path.is_symlink() and not {".hotspare-incoming", ".hotspare-tree"} & set(path.parts):
             found |= path.stat().st_mode & 0o222
     return found
 
@@ -380,7 +380,7 @@ def test_a_tree_that_is_not_mounted_is_not_an_empty_one(pair, clock):
         node.path.rename(node.path.with_name("unmounted"))
         node.path.mkdir()
         if node is db1:
-            with pytest.raises(HotspareError, match="there are manifests of what was in it: mount it"):
+            with pytest.raises(HotspareError, match="which the tree scans has there: mount it"):
                 db1.sync()
         else:
             assert "mount it" in db1.sync()["destinations"][0]["error"]
