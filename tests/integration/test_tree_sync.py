@@ -13,7 +13,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from ansible_collections.hotspare.postgresql.plugins.module_utils.archive_config
 from ansible_collections.hotspare.postgresql.plugins.module_utils.archive_link import ssh_command
 from ansible_collections.hotspare.postgresql.plugins.module_utils.wire import Unreachable
 
+from .archives import _descendants
 from .conftest import ACCOUNT, _send, eventually, execute
 
 TODAY = date.today()
@@ -247,10 +247,16 @@ def test_the_key_lets_nothing_else_in(pair):
         assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (1, "", 1)
 
 
-def test_four_steps_of_the_module(pair, four_steps):
+def test_four_steps_of_the_module(pair, four_steps, tmp_path):
     db1, db2 = pair
     document = db1.write("folder/a.pdf")
-    eventually(lambda: time.time() - os.stat(document).st_ctime > SETTLED)
+
+    def age() -> float:
+        """By the clock of its file system."""
+        (tmp_path / "now").touch()
+        return (tmp_path / "now").stat().st_ctime - os.stat(document).st_ctime
+
+    eventually(lambda: age() > SETTLED)
     results = four_steps("archive_sync", {"config_file": db1.config_file, "kind": "tree"}, db2.documents)
     (told,) = results[0]["trees"]
     assert at(told)["files"] == 1
@@ -558,3 +564,49 @@ def test_large_and_sparse_and_linked_files_and_odd_times(pair):
     assert db1.sync()["changed"] is False
     assert subprocess.run(["cmp", large, db2.path / "hard link"], check=False).returncode == 0
     assert [(db2.path / name).stat().st_mtime_ns for name in ("future", "past")] == [4102444800 * 10**9, -86400 * 10**9]
+
+
+@pytest.mark.parametrize("end", ["there", "here"])
+def test_a_transfer_that_is_killed_is_made_again(pair, end):
+    """rsync and the program at the other end, or the run here; it may have been quicker."""
+    db1, db2 = pair
+    db1.write("large.pdf", "x" * (300 << 20))
+    run = subprocess.Popen([sys.executable, "-c", RUN, db1.config_file], env={"PYTHONPATH": os.pathsep.join(sys.path)})
+    eventually(lambda: list(db2.path.glob(".hotspare-incoming/db1/.large*")) or run.poll() is not None)
+    _send(signal.SIGKILL, db2.host.processes() if end == "there" else [*_descendants(run.pid), run.pid])
+    run.wait(60)
+    eventually(lambda: not db2.host.processes())
+    assert db2.documents() in ({}, db1.documents())
+    assert at(db1.sync())["error"] is None
+    assert db2.documents() == db1.documents()
+    assert not list(db2.path.glob(".hotspare-incoming/*"))
+
+
+def test_a_copy_is_not_for_the_application(pair):
+    db1, db2 = pair
+    db1.write("folder/a.pdf")
+    db1.sync()
+    for path in ("new.pdf", "folder/new.pdf", "folder/a.pdf"):
+        execute("sh", "-c", f"! echo changed >>{db2.path}/{path}")
+    execute("sh", "-c", f"! rm -r {db2.path}/folder")
+    assert db2.documents() == db1.documents()
+    db1.writable(False)
+    db2.writable(True)
+    execute("sh", "-c", f"echo new >{db2.path}/folder/new.pdf")
+    execute("sh", "-c", f"! echo new >{db1.path}/folder/new.pdf")
+
+
+def test_both_sides_wrote_under_one_name(pair):
+    """The old primary went on for a while: each keeps its own, and has that of the other as evidence."""
+    db1, db2 = pair
+    db2.writable(True)
+    db1.write("a.pdf", "of db1")
+    db2.write("a.pdf", "of db2")
+    db1.writable(False)
+    for side, other, ours, theirs in ((db1, db2, "of db1", "of db2"), (db2, db1, "of db2", "of db1")):
+        done = side.sync(writable=side is db2)
+        assert len(at(done)["conflicts"]) == len(done["problems"]) == 1
+        assert (side.path / "a.pdf").read_text("utf-8") == ours
+        (kept,) = other.path.glob(".hotspare-conflicts/a.pdf/*")
+        assert kept.read_text("utf-8") == ours
+        assert (other.path / "a.pdf").read_text("utf-8") == theirs
