@@ -277,7 +277,10 @@ class Home:
         if self.tree in marks:
             return
         if marks:
-            raise Unreachable(f"{where} holds the tree {', '.join(marks)}, not {self.tree}: mount it at its own place")
+            raise Unreachable(
+                f"{where} holds the tree {', '.join(marks)}, not {self.tree}: mount it in its own place, or, if it has "
+                f"this name now, remove {top}"
+            )
         if os.path.exists(self.marked):
             raise Unreachable(
                 f"{where} has no {MARKS.decode()}, which the tree {self.tree} has there: mount it, or, if it begins "

@@ -188,6 +188,7 @@ class Source:
             if waiting == 0 and (added or not known):
                 self.sealed.append(partition)
                 if not self.check_mode:
+                    self.home.require(self.root)  # what was unmounted just now is no empty day
                     self.home.seal(partition, entries)
             elif known and not self.check_mode:
                 os.utime(path)  # when it was last looked at

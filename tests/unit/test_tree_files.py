@@ -29,6 +29,7 @@ from ansible_collections.hotspare.postgresql.plugins.module_utils.tree_files imp
     read,
     walk,
 )
+from ansible_collections.hotspare.postgresql.plugins.module_utils.wire import Unreachable
 
 
 @pytest.fixture
@@ -195,6 +196,43 @@ def test_what_was_the_original_owes_until_it_paid(root, home):
     assert (home.is_original(), home.owes()) == (False, True)
     home.paid()
     assert (home.is_original(), home.owes()) == (False, False)
+
+
+def test_a_tree_is_where_its_mark_is(root, home):
+    home.require(root)  # nothing is known of it
+    home.mark(root)
+    home.mark(root)
+    home.require(root)
+    assert list(walk(root, folders=True))[1:] == []
+    os.rename(root, root + b"-unmounted")
+    with pytest.raises(Unreachable, match="is not there: mount it"):
+        home.require(root)
+    os.mkdir(root)
+    with pytest.raises(Unreachable, match=rf"has no .hotspare-tree, .* remove {home.marked}"):
+        home.require(root)
+    os.unlink(home.marked)
+    home.require(root)
+    other = Home(os.path.dirname(os.path.dirname(home.path)), "letters")
+    with pytest.raises(Unreachable, match="holds the tree scans, not letters"):
+        other.require(root + b"-unmounted")
+
+
+def test_a_mark_that_cannot_be_made_is_told(root, home):
+    write(root, ".hotspare-tree")
+    with pytest.raises(HotspareError, match="cannot make .*/.hotspare-tree: Not a directory"):
+        home.mark(root)
+    assert not os.path.exists(home.marked)
+
+
+def test_names_that_are_not_for_documents(root):
+    write(root, ".hotspare-notes")
+    write(root, "lost+found/a")  # of the application
+    deep = "/".join(["d" * 250] * 13)
+    os.makedirs(os.path.join(os.fsdecode(root), deep))
+    found = refused(root)
+    assert found.pop(b".hotspare-notes") == "begins with .hotspare-, as only what is ours may"
+    assert list(found.values()) == ["has a path of more than 3072 bytes"]
+    assert [entry.path for entry in walk(root)] == [b"lost+found/a"]
 
 
 def test_one_at_a_time(home):
