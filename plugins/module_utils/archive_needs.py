@@ -31,13 +31,22 @@ ASK_SECONDS = 3.0  # to connect to a server, and again for its answer
 DAY = 86400
 
 # What a replication account may ask as well. A slot that has lost its WAL, or never kept any, needs none.
-QUESTION = """SET search_path = pg_catalog;
+# No view tells of backups by pg_backup_start(), called pg_start_backup() up to 14. But each has a session that lives
+# until it ends (an exclusive one, up to 14, has a file), and what that said last is seen, unless it said something else
+# since: pgBackRest and Barman do, and are known by their names. The pattern does not find itself in another's question.
+QUESTION = r"""SET search_path = pg_catalog;
 SELECT json_build_object(
   'system_identifier', (SELECT system_identifier::text FROM pg_control_system()),
   'redo', (SELECT redo_lsn FROM pg_control_checkpoint()),
   'slots', (SELECT json_object_agg(slot_name, restart_lsn) FROM pg_replication_slots
     WHERE restart_lsn IS NOT NULL AND wal_status IS DISTINCT FROM 'lost'),
-  'backups', (SELECT count(*) FROM pg_stat_progress_basebackup))"""
+  'backups', (SELECT count(*) FROM pg_stat_progress_basebackup),
+  'exclusive', (SELECT size IS NOT NULL FROM pg_stat_file('backup_label', true)),
+  'sessions', (SELECT json_agg(coalesce(nullif(application_name, '') || ', ', '') || 'process ' || pid ORDER BY pid)
+    FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()
+    AND (query ~* 'pg_(backup_start|start_backup)' OR application_name ~* '^(pgbackrest \[backup|barman)')),
+  'hidden', (SELECT count(*) FROM pg_stat_activity WHERE query = '<insufficient privilege>'
+    AND datid IS NOT NULL AND usesysid IS NOT NULL))"""
 
 _LOCATION = r"([0-9A-F]+/[0-9A-F]+) \(file ([0-9A-F]{24})\)"
 _LINES = {
@@ -144,9 +153,16 @@ def answered(name: str, answer: Mapping[str, Any], system_identifier: int) -> li
     found = [Need("server", name, parse_lsn(answer["redo"]), "its last checkpoint begins there")]
     for slot, position in sorted((answer["slots"] or {}).items()):
         found.append(Need("slot", f"slot {slot} of {name}", parse_lsn(position), "who uses it has not confirmed more"))
-    if answer["backups"]:
+    taken = ["pg_basebackup or the like"] if answer["backups"] else []
+    taken += ["an exclusive backup, see backup_label"] if answer["exclusive"] else []
+    taken += answer["sessions"] or []
+    if taken:
         # It began before, and nobody can tell where.
-        found.append(Need("running_backup", name, None, "a base backup is being taken from it; wait for its end"))
+        detail = f"a base backup is being taken from it ({', '.join(taken)}); wait for its end"
+        found.append(Need("running_backup", name, None, detail))
+    elif answer["hidden"]:
+        detail = f"a backup may be taken from it, {answer['hidden']} of its sessions do not show what they do"
+        found.append(Need("running_backup", name, None, f"{detail}; run site.yml, which grants that to who asks"))
     return found
 
 

@@ -72,6 +72,7 @@ host  all         replicator 127.0.0.1/32  scram-sha-256
 """
 PREPARATION = """\
 CREATE ROLE replicator LOGIN REPLICATION PASSWORD '{password}';
+GRANT pg_monitor TO replicator;
 GRANT EXECUTE ON FUNCTION pg_ls_dir(text, boolean, boolean), pg_stat_file(text, boolean), pg_read_binary_file(text),
   pg_read_binary_file(text, bigint, bigint, boolean) TO replicator;
 CREATE TABLE ledger (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, note text);

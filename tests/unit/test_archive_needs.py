@@ -120,7 +120,15 @@ def test_a_window_of_an_empty_archive() -> None:
     assert kept(Keep(days=3), [], [], NOW, SIZE) == []
 
 
-ANSWER = {"system_identifier": "77", "redo": "0/5000028", "slots": None, "backups": 0}
+ANSWER = {
+    "system_identifier": "77",
+    "redo": "0/5000028",
+    "slots": None,
+    "backups": 0,
+    "exclusive": False,
+    "sessions": None,
+    "hidden": 0,
+}
 
 
 def test_a_server_needs_its_last_checkpoint_and_what_its_slots_keep() -> None:
@@ -133,9 +141,19 @@ def test_a_server_needs_its_last_checkpoint_and_what_its_slots_keep() -> None:
     ]
 
 
-def test_a_running_base_backup_began_nobody_knows_where() -> None:
-    found = answered("db1", {**ANSWER, "backups": 1}, 77)
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ({"backups": 1}, "pg_basebackup or the like"),
+        ({"exclusive": True}, "an exclusive backup, see backup_label"),
+        ({"sessions": ["psql, process 47", "process 48"]}, "(psql, process 47, process 48); wait for its end"),
+        ({"hidden": 2}, "2 of its sessions do not show what they do; run site.yml"),
+    ],
+)
+def test_a_running_base_backup_began_nobody_knows_where(said: dict[str, Any], words: str) -> None:
+    found = answered("db1", {**ANSWER, **said}, 77)
     assert [(need.kind, need.lsn) for need in found] == [("server", 0x5000028), ("running_backup", None)]
+    assert words in found[1].detail
 
 
 def test_a_server_of_another_cluster_says_nothing_about_this_one() -> None:
