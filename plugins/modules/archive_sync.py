@@ -42,8 +42,9 @@ options:
         error. Nothing is changed.
       - With V(pruned) the archives of the destinations and of the node itself are rid of WAL that nobody needs, the
         oldest first. Nothing is removed, and it is an error, when any of those who may need WAL does not say from where
-        on - every server, its slots, every archive for its base backups - or while a backup is seen to be taken. Where the configuration does not say what to
-        keep, nothing is removed, and that is no error. Documents are never removed.
+        on - every server, its slots, every archive for its base backups - or while a backup is seen to be taken. Where
+        the configuration does not say what to keep, nothing is removed, and that is no error. Documents are never
+        removed.
     type: str
     choices: [present, verified, checked, pruned]
     default: present
