@@ -42,6 +42,7 @@ from .store import chunks, make_directories, sync_directory
 from .wire import Unreachable
 
 SETTLE_SECONDS = 5  # a document that nobody touched for so long may be finished
+EMPTY_SECONDS = 3600  # an empty one: some make the name first, and write later
 BATCH = 5000  # files whose modes are written down at once
 WRITE = 0o222
 SUFFIX = ".manifest"
@@ -138,7 +139,7 @@ def read(root: bytes, entry: Entry) -> Entry:
     with open(os.open(place(root, entry.path), flags), "rb", buffering=0) as file:
         before = os.fstat(file.fileno())
         changed = before.st_mtime_ns, before.st_ctime_ns
-        young = not settled(changed, datetime.now().timestamp(), SETTLE_SECONDS)
+        young = not settled(changed, datetime.now().timestamp(), SETTLE_SECONDS if before.st_size else EMPTY_SECONDS)
         if young or not stat.S_ISREG(before.st_mode) or is_written(file.fileno()):
             raise Unfinished(f"{escaped(entry.path)} is still being written")
         found = hashlib.sha256()

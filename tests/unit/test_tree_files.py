@@ -109,6 +109,15 @@ def test_a_document_that_was_touched_a_moment_ago_is_not_finished(root):
         read(root, entry)
 
 
+def test_a_name_that_was_made_a_moment_ago_waits_for_its_content(root, monkeypatch):
+    monkeypatch.setattr(tree_files, "SETTLE_SECONDS", 0)
+    entry = write(root, "a", "")
+    with pytest.raises(Unfinished):
+        read(root, entry)
+    monkeypatch.setattr(tree_files, "EMPTY_SECONDS", 0)
+    assert read(root, entry).size == 0
+
+
 def test_where_there_are_no_leases_age_has_to_do(root, monkeypatch):
     monkeypatch.setattr(tree_files, "SETTLE_SECONDS", 0)
     monkeypatch.setattr(fcntl, "F_SETLEASE", 0xFFFF)
