@@ -128,7 +128,8 @@ class Ours(Way):
     def start(self, data: str = DATA) -> None:
         place = over_ssh(self.store) if self.place == "ssh" else {"name": "store", "directory": DIRECTORY}
         self.node.write(CONFIG, json.dumps(configuration(compression=self.compression, destinations=[place])))
-        self.node.root(f"rm -rf {SPOOL}/* {OWN}/*; systemctl restart {UNIT}")
+        # It is known of archives that they were there, or else they might not be mounted: here they begin anew.
+        self.node.root(f"rm -rf {SPOOL}/* {OWN}/* {DATA}/hotspare-archive-*.seen.json; systemctl restart {UNIT}")
         until("the shipper is connected", self.connected, 20)
 
     def connected(self) -> bool:
