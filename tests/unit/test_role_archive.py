@@ -1,0 +1,89 @@
+# Copyright: (c) 2026, hotspare contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the role archive makes of the plan of a cutover and of its results."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+PLAY = f"""
+- hosts: db2
+  connection: local
+  gather_facts: false
+  vars_files: [{ROOT}/roles/archive/vars/main.yml]
+  tasks:
+    - ansible.builtin.copy:
+        dest: "{{{{ playbook_dir }}}}/found.json"
+        content: "{{{{ dict(asked | zip(asked | map('extract', vars))) | to_json }}}}"
+      vars:
+        ansible_python_interpreter: "{{{{ ansible_playbook_python }}}}"
+"""
+NODE = {"instance": {"name": "db2", "account": "postgres", "config_file": "/etc/main/postgresql.conf"}}
+
+
+def evaluated(directory: Path, *asked: str, **given: Any) -> dict[str, Any]:
+    """Variables of the role on db2, with these besides."""
+    (directory / "play.yml").write_text(PLAY, encoding="utf-8")
+    (directory / "hosts").write_text("[postgres]\ndb1\ndb2\ndb3\n[archive]\nstore\n", encoding="utf-8")
+    options = {
+        "asked": asked,
+        "node_member": NODE,
+        "archive_destinations": ["nodes", "store", {"name": "nas", "directory": "/mnt/nas"}],
+        "archive_trees": [],
+        "archive_keep": {},
+        "archive_compression": "none",
+        "archive_address": "192.0.2.2",
+        "archive_port": 22,
+        "archive_dead": [],
+        **given,
+    }
+    (directory / "given.json").write_text(json.dumps(options), encoding="utf-8")
+    program = Path(sys.executable).with_name("ansible-playbook")
+    done = subprocess.run(
+        [program, "-i", "hosts", "-e", "@given.json", "play.yml"],
+        cwd=directory,
+        env={**os.environ, "ANSIBLE_HOME": str(directory)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    found: dict[str, Any] = json.loads((directory / "found.json").read_text(encoding="utf-8"))
+    return found
+
+
+def test_documents_go_to_hosts_only(tmp_path: Path) -> None:
+    """A destination that is a directory takes WAL; archive_sync refuses to ship documents there."""
+    found = evaluated(tmp_path, "_archive_alive", "_archive_alive_hosts", archive_dead=["db1"])
+    assert found == {"_archive_alive": ["db3", "store", "nas"], "_archive_alive_hosts": ["db3", "store"]}
+
+
+def test_the_problems_of_wal_and_of_documents_are_told(tmp_path: Path) -> None:
+    gaps = [{"gaps": None}, {"gaps": {"ok": True, "sentences": []}}, {"gaps": {"ok": False, "sentences": ["a hole"]}}]
+    wal = {"archive": {"places": gaps}, "problems": ["store is away"]}
+    trees = {"trees": [{"name": "scans"}], "problems": ["scans: one is missing"]}
+    results = {"archive_looked": {"results": [wal, trees]}, "archive_swapped": {"skipped": True}}
+    filled = {"archive_filled": {"msg": "store is away", "problems": ["store is away"]}}
+    found = evaluated(tmp_path, "_archive_shown", "_archive_troubles", **results, **filled)
+    assert found["_archive_shown"] == {
+        "after_cutover": True,
+        "archive": wal["archive"],
+        "trees": trees["trees"],
+        "problems": ["store is away", "scans: one is missing"],
+    }
+    assert found["_archive_troubles"] == ["store is away", "scans: one is missing", "a hole"]
+
+
+def test_one_that_cannot_be_asked_is_told_as_well(tmp_path: Path) -> None:
+    broken = {"msg": "the module has no answer", "failed": True}
+    results = {"archive_looked": {"results": [broken, broken]}, "archive_swapped": {}, "archive_filled": broken}
+    found = evaluated(tmp_path, "_archive_shown", "_archive_troubles", **results)
+    assert (found["_archive_shown"]["archive"], found["_archive_shown"]["trees"]) == (None, [])
+    assert found["_archive_troubles"] == [broken["msg"]]
