@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import random
+import struct
 import subprocess
 import sys
 import threading
@@ -101,7 +102,9 @@ class Site:
     def connect(self, place, found) -> Destination:
         self.connects[place.name] += 1
         self.fail(place.name, Unreachable)
-        return Destination(place, found, self)
+        destination = Destination(place, found, self)
+        destination.hello()
+        return destination
 
     def fail(self, name: str, *kinds: type[HotspareError]) -> None:
         error = self.fails.get(name)
@@ -145,11 +148,11 @@ class Destination(LocalDestination):
         super().__init__(place, found)
         self.site = site
 
-    def hello(self):
+    def hello(self, **more):
         if self.site.ended:
             threading.Event().wait()  # as good as ended
         self.site.fail(self.name, Unreachable)
-        return super().hello()
+        return super().hello(**more)
 
     def put(self, name, path):
         self.site.puts[self.name, name] += 1
@@ -389,3 +392,51 @@ def test_the_socket_is_for_this_account_alone(tmp_path):
             assert os.stat(path).st_mode & 0o777 == 0o600
     with pytest.raises(HotspareError, match="nowhere"):
         shipper.listen("/nowhere/socket")
+
+
+# --- an archive that is not mounted ----------------------------------------------------------------------------------
+
+
+def move(source: Path, target: Path) -> None:
+    """All that is in a directory; the identity last, as nothing counts without it."""
+    for path in sorted(source.iterdir(), reverse=True):
+        path.rename(target / path.name)
+
+
+def test_what_is_not_mounted_is_no_new_archive(site):
+    there = site(require="all")
+    there.ready(NAMES[0])
+    there.ask(NAMES[0])
+    (there.directory / "away").mkdir()
+    move(there.directory / "a", there.directory / "away")
+    there.ready(NAMES[1])
+    with pytest.raises(Unreachable, match="a of a was an archive and is none now: mount its file system"):
+        there.ask(NAMES[1])
+    with pytest.raises(Unreachable, match="was an archive and is none now"):
+        ship_alone(there.config, str(there.data / "pg_wal" / NAMES[1]), NAMES[1])
+    eventually(lambda: there.said("a")["state"] == "unreachable")
+    assert list((there.directory / "a").iterdir()) == []
+    move(there.directory / "away", there.directory / "a")
+    eventually(lambda: there.said("a")["state"] == "connected")
+    there.ask(NAMES[1])
+    assert there.held("a") == NAMES[:2]
+
+
+def test_a_standby_notes_what_it_sees(site):
+    there = site()
+    eventually(lambda: sorted(path.name for path in there.data.glob("*.json")) == [
+        f"hotspare-archive-{name}.seen.json" for name in "ab"
+    ])  # fmt: skip
+
+
+def test_its_own_archive_is_founded_once_it_has_data(site):
+    there = site()
+    own = there.directory / "own"
+    threading.Thread(target=there.shipper._found_own, daemon=True).start()
+    own.mkdir()
+    there.look()
+    assert list(own.iterdir()) == []
+    (there.data / "global").mkdir()
+    (there.data / "global/pg_control").write_bytes(struct.pack("=Q", SYSTEM))
+    eventually(lambda: Archive(str(own)).identity() == Identity(SYSTEM, MIB))
+    eventually((there.data / "hotspare-archive-db1.seen.json").exists)
