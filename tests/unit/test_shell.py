@@ -289,6 +289,15 @@ class TestWriteDurably:
         assert link.is_symlink()
         assert (tmp_path / "real" / "file").read_text() == "new"
 
+    def test_a_symbolic_link_that_must_not_be_followed(self, tmp_path):
+        (tmp_path / "file").write_text("old", encoding="utf-8")
+        (tmp_path / "link").symlink_to("file")
+        with pytest.raises(shell.HotspareError, match="cannot write .*link"):
+            shell.write_durably(str(tmp_path / "link"), "new", follow=False)
+        assert (tmp_path / "file").read_text(encoding="utf-8") == "old"
+        assert shell.write_durably(str(tmp_path / "file"), "new", follow=False)
+        assert (tmp_path / "file").read_text(encoding="utf-8") == "new"
+
     def test_what_a_killed_run_left_is_cleaned_up_and_no_planted_link_is_followed(self, tmp_path):
         victim = tmp_path / "victim"
         victim.write_text("mine")
