@@ -28,6 +28,9 @@ PLAY = """\
     - ansible.builtin.include_role:
         name: hotspare.postgresql.archive
         tasks_from: {tasks}
+      loop: "{{{{ folders | default(['none']) }}}}"
+      loop_control:
+        loop_var: archive_folder
 """
 
 
@@ -72,7 +75,7 @@ class Account:
             },
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=900,
             check=False,
         )
         return f"{done.stdout}{done.stderr}\nrc={done.returncode}"
@@ -154,26 +157,21 @@ def test_an_account_without_a_home_is_told(account: Account) -> None:
 
 
 def test_a_folder_is_made_by_whoever_has_the_one_above(account: Account) -> None:
-    def made(path: Path) -> str:
-        return account.play("folder", archive_folder={"path": str(path), "account": account.name})
+    def made(*paths: Path) -> str:
+        return account.play("folder", folders=[{"path": str(path), "account": account.name} for path in paths])
 
     top = account.rooms.parent
-    assert "changed=1 " in (said := made(top / "scans")), said
-    assert whose(top / "scans") == (account.name, "750")
+    theirs = account.folder(top / "theirs")
+    (top / "through").symlink_to(theirs)  # by root: to go through it is to go into theirs
+    folders = [top / "scans", theirs / "scans", top / "through" / "more"]
+    assert "changed=3 " in (said := made(*folders)), said
+    assert [whose(path) for path in folders] == [(account.name, "750")] * 3
+
     (top / "scans").chmod(0o550)
-    assert "changed=0 " in (said := made(top / "scans")), said
+    account.link(theirs / "nowhere", account.rooms / "new")
+    assert "changed=0 " in (said := made(top / "scans", theirs / "nowhere")), said
     assert whose(top / "scans") == (account.name, "550"), "a copy stays read-only"
 
-    # In a directory of the account it is the account that makes it: it may not where its link leads.
-    theirs = account.folder(top / "theirs")
-    assert "changed=1 " in (said := made(theirs / "scans")), said
-    assert whose(theirs / "scans") == (account.name, "750")
     account.link(theirs / "away", account.rooms)
     assert "rc=2" in (said := made(theirs / "away" / "scans")) and "Permission denied" in said, said
-    account.link(theirs / "nowhere", account.rooms / "new")
-    made(theirs / "nowhere")
     assert sorted(path.name for path in account.rooms.iterdir()) == ["ansible", "host_vars", "hosts", "play.yml"]
-    # Root's link into it is no way around.
-    (top / "through").symlink_to(theirs)
-    assert "rc=0" in (said := made(top / "through" / "more")), said
-    assert whose(theirs / "more") == (account.name, "750")
