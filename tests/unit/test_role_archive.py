@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,11 @@ PLAY = f"""
 NODE = {"instance": {"name": "db2", "account": "postgres", "config_file": "/etc/main/postgresql.conf"}}
 
 
-def evaluated(directory: Path, *asked: str, **given: Any) -> dict[str, Any]:
+def evaluated(directory: Path, *asked: str, more_nodes: Sequence[str] = ("db1", "db3"), **given: Any) -> dict[str, Any]:
     """Variables of the role on db2, with these besides."""
+    nodes = "\n".join(sorted({"db1", "db2", *more_nodes}, key=lambda name: int(name[2:])))
     (directory / "play.yml").write_text(PLAY, encoding="utf-8")
-    (directory / "hosts").write_text("[postgres]\ndb1\ndb2\ndb3\n[archive]\nstore\n", encoding="utf-8")
+    (directory / "hosts").write_text(f"[postgres]\n{nodes}\n[archive]\nstore\n", encoding="utf-8")
     options = {
         "asked": asked,
         "node_member": NODE,
@@ -63,6 +65,13 @@ def test_documents_go_to_hosts_only(tmp_path: Path) -> None:
     """A destination that is a directory takes WAL; archive_sync refuses to ship documents there."""
     found = evaluated(tmp_path, "_archive_alive", "_archive_alive_hosts", archive_dead=["db1"])
     assert found == {"_archive_alive": ["db3", "store", "nas"], "_archive_alive_hosts": ["db3", "store"]}
+
+
+def test_destinations_are_in_the_order_of_the_inventory(tmp_path: Path) -> None:
+    """In another one the configuration would change with each run, and the shipper be started again."""
+    nodes = [f"db{number}" for number in (1, *range(3, 12))]
+    found = evaluated(tmp_path, "_archive_node", more_nodes=nodes)
+    assert found["_archive_node"]["destinations"] == [*nodes, "store"]
 
 
 def test_the_problems_of_wal_and_of_documents_are_told(tmp_path: Path) -> None:
