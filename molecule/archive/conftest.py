@@ -54,7 +54,7 @@ def tell(number):
             if os.stat(f"/proc/{pid}").st_uid == account:
                 os.kill(int(pid), number)
 
-deadline = time.monotonic() + 90
+deadline = time.monotonic() + 200
 while time.monotonic() < deadline:
     if part():
         tell(signal.SIGSTOP)
@@ -164,12 +164,10 @@ class Archives:
     def lacking(self, host: str, primary: str) -> set[str]:
         return self.required(primary) - self.held(host)
 
-    def wait_for_all(self, primary: str, *hosts: str, timeout: float = 90) -> None:
+    def wait_for_all(self, primary: str, *hosts: str) -> None:
         """Until nothing is missing between the first segment and now."""
         for host in hosts:
-            self.lab.wait_for(
-                lambda host=host: not self.lacking(host, primary), f"{host} has all of {primary}", timeout
-            )
+            self.lab.wait_for(lambda host=host: not self.lacking(host, primary), f"{host} has all of {primary}")
 
     def ready(self, node: str) -> list[str]:
         """What waits for the archiver."""
@@ -192,12 +190,10 @@ class Archives:
         status = json.loads(self.lab.run(node, "cat", f"/run/{SHIPPER}/status.json"))
         return {place["name"]: place for place in status["destinations"]}
 
-    def wait_for_state(self, node: str, state: str, place: str = "", timeout: float = 90) -> None:
+    def wait_for_state(self, node: str, state: str, place: str = "") -> None:
         """Of the shipper of a node towards a place, by default the store."""
         place = place or self.store
-        self.lab.wait_for(
-            lambda: self.shipping(node)[place]["state"] == state, f"{node} finds {place} {state}", timeout
-        )
+        self.lab.wait_for(lambda: self.shipping(node)[place]["state"] == state, f"{node} finds {place} {state}")
 
     # What happens
 
