@@ -141,11 +141,13 @@ def _archive_sync(path: str) -> int:
 def _archive(config: str, path: str, name: str) -> int:
     """archive_command without the shipper; 1 to 125 for an error."""
     from .archive_config import read_archive_config
-    from .shipper import ship_alone
+    from .shipper import expect_own, ship_alone
     from .wire import exit_code
 
     try:
-        ship_alone(read_archive_config(config), path, name)
+        found = read_archive_config(config)
+        expect_own(found, os.getcwd())
+        ship_alone(found, path, name)
     except HotspareError as error:
         _say(error.message)
         return exit_code(error)

@@ -36,7 +36,7 @@ from .server import Instance
 from .shell import HotspareError, write_durably
 from .store import Conflict, Full
 from .version import VERSION
-from .wal_file import kind
+from .wal_file import BadWal, kind
 from .wire import CODES, Refused, Unreachable, exit_code
 
 BEAT_SECONDS = 5.0  # who waits for us sees that often that we live; archive_client.SILENT_SECONDS is more
@@ -97,6 +97,19 @@ def verdict(require: str, outcomes: Sequence[Outcome]) -> Outcome:
     if len(errors) >= (1 if require == "all" else len(outcomes)):
         return min(errors, key=exit_code)
     return False
+
+
+def expect_own(config: ArchiveConfig, directory: str) -> None:
+    """Refuse the WAL of a copy that was started elsewhere: it has our system identifier, so no archive could tell."""
+    own = config.node.data_directory if config.node is not None else None
+    with contextlib.suppress(OSError):
+        if own is not None and os.path.samefile(directory, own):  # the same by any path, and where it is mounted twice
+            return
+    raise BadWal(
+        f"the WAL of {directory} is not archived, since {config.cluster} of {config.name} has its data in {own}: if "
+        "this is a copy, set archive_mode=off in its configuration and restart it",
+        code="system",
+    )
 
 
 def ship_alone(config: ArchiveConfig, path: str, name: str, connect: Connect = connect) -> None:
@@ -478,6 +491,7 @@ class Shipper:
             return exit_code(error), error.message
 
     def _archive(self, wanted: Wanted, directory: str, path: str, name: str) -> int:
+        expect_own(self._config, directory)
         self.archive(name, os.path.join(directory, path), wanted)
         return 0
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import struct
 import subprocess
 import sys
@@ -214,7 +215,7 @@ def test_one_is_enough_and_the_other_gets_it_as_long_as_it_is_there(site):
         there.ask(name)
         there.done(name)
     assert there.held("a") == NAMES[:3]
-    assert (there.said("b")["state"], there.said("b")["behind"]) == ("unreachable", 3)
+    eventually(lambda: (there.said("b")["state"], there.said("b")["behind"]) == ("unreachable", 3))
     (there.data / "pg_wal" / NAMES[0]).unlink()
     (there.data / "pg_wal" / NAMES[1]).rename(there.data / "pg_wal" / NAMES[9])  # new WAL will be written to it
     there.look()
@@ -230,8 +231,7 @@ def test_all_have_to_have_it(site):
     there.ready(NAMES[0])
     with pytest.raises(Refused, match="who are you"):
         there.ask(NAMES[0])
-    assert there.said("b")["state"] == "refused"
-    assert there.said("b")["error"] == "who are you?"
+    eventually(lambda: (there.said("b")["state"], there.said("b")["error"]) == ("refused", "who are you?"))
     assert (there.said("b")["waiting"], there.said("b")["waiting_bytes"]) == (1, MIB)
     eventually(lambda: there.held("a") == [NAMES[0]])
     there.fails.clear()
@@ -358,6 +358,25 @@ def test_alone(tmp_path, require, fails, held):
     else:
         ship_alone(there.config, path, NAMES[0], there.connect)
         assert [name for name in ("a", "b") if there.held(name)] == list(held)
+
+
+# --- whose WAL it is -------------------------------------------------------------------------------------------------
+
+
+def test_a_copy_of_the_server_archives_nothing(site, tmp_path):
+    """A restore drill beside the server: the same configuration, the same system identifier, another directory."""
+    there = site(require="all")
+    there.ready("00000002.history", b"1\t0/3000060\tno recovery target specified\n")
+    copy = tmp_path / "copy"
+    shutil.copytree(there.data / "pg_wal", copy / "pg_wal")
+    for directory in (copy, tmp_path / "nowhere"):
+        with pytest.raises(BadWal, match=f"the WAL of {directory} is not archived.* set archive_mode=off") as told:
+            there.shipper._archive(lambda: True, str(directory), "pg_wal/00000002.history", "00000002.history")
+        assert exit_code(told.value) == 11
+    assert there.puts == {}
+    (tmp_path / "link").symlink_to(there.data)
+    there.shipper._archive(lambda: True, str(tmp_path / "link"), "pg_wal/00000002.history", "00000002.history")
+    assert there.held("a") == ["00000002.history"]
 
 
 # --- the process -----------------------------------------------------------------------------------------------------
