@@ -51,7 +51,7 @@ options:
   destinations:
     description:
       - The names of the destinations to bring to O(state), all by default. The archive of the node itself counts too,
-        but nothing is shipped to it.
+        but nothing is shipped to it. An empty list is none, as where all others are dead, and no error.
       - Files are taken from the others as well, and compared with theirs.
     type: list
     elements: str
@@ -364,6 +364,18 @@ from ansible_collections.hotspare.postgresql.plugins.module_utils.archive_config
 from ansible_collections.hotspare.postgresql.plugins.module_utils.shell import HotspareError
 
 
+def _require_meant(params: Mapping[str, Any]) -> None:
+    """HotspareError for options that would have no effect: who gives one believes that it has."""
+    if params["kind"] == "tree" and params["state"] == "pruned":
+        raise HotspareError("documents are never removed: state=pruned is for kind=wal")
+    for name in ("trees", "writable"):
+        if params["kind"] == "wal" and params[name] is not None:
+            raise HotspareError(f"{name} is about document trees, and nothing was done: add kind=tree, or leave it out")
+    if params["writable"] is not None and params["state"] != "present":
+        state = params["state"]
+        raise HotspareError(f"writable is for state=present, and state={state} changes no tree: leave one of them out")
+
+
 def _wal(config: ArchiveConfig, params: Mapping[str, Any], check_mode: bool) -> dict[str, Any]:
     state, names = params["state"], params["destinations"]
     if state == "present":
@@ -383,8 +395,6 @@ def _tree(config: ArchiveConfig, tree: Tree, params: Mapping[str, Any], check_mo
 
 def _trees(config: ArchiveConfig, params: Mapping[str, Any], check_mode: bool) -> dict[str, Any]:
     """One tree that cannot be worked on keeps nothing from the others."""
-    if params["state"] == "pruned":
-        raise HotspareError("documents are never removed: state=pruned is for kind=wal")
     named = params["trees"]
     records = []
     for tree in config.trees if named is None else [config.tree(name) for name in named]:
@@ -428,6 +438,7 @@ def main() -> None:
     )
     params = module.params
     try:
+        _require_meant(params)
         config = read_archive_config(params["config_file"])
         result = (_trees if params["kind"] == "tree" else _wal)(config, params, module.check_mode)
     except HotspareError as error:
