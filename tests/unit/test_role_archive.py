@@ -96,3 +96,10 @@ def test_one_that_cannot_be_asked_is_told_as_well(tmp_path: Path) -> None:
     found = evaluated(tmp_path, "_archive_shown", "_archive_troubles", **results)
     assert (found["_archive_shown"]["archive"], found["_archive_shown"]["trees"]) == (None, [])
     assert found["_archive_troubles"] == [broken["msg"]]
+
+
+def test_a_run_of_the_timer_that_hangs_is_ended() -> None:
+    """A oneshot unit has no start timeout by itself, and its timer waits for it."""
+    unit = (ROOT / "roles" / "archive" / "templates" / "sync.service.j2").read_text(encoding="utf-8")
+    (timeout,) = (line.partition("=")[2] for line in unit.splitlines() if line.startswith("TimeoutStartSec="))
+    assert "Type=oneshot" in unit and timeout not in ("", "0", "infinity")
