@@ -102,8 +102,13 @@ class Keep:
     backups: Optional[int] = None
 
     def __post_init__(self) -> None:
-        if any(value is not None and value < 0 for value in (self.days, self.segments, self.backups)):
-            raise ValueError(f"keep is {self}")
+        said = {name: value for name, value in vars(self).items() if value is not None}
+        if not said:
+            raise ValueError("keep says nothing: give it days, segments or backups, or leave it empty")
+        for name, value in said.items():
+            _number(f"{name} of keep", value, whole=name != "days")
+            if value <= 0:
+                raise ValueError(f"keep has {name}: {value}, which keeps nothing: take more, or leave it out")
 
 
 @dataclass(frozen=True)
@@ -209,6 +214,11 @@ def _word(what: str, value: str) -> None:
 def _absolute(what: str, value: str) -> None:
     if not os.path.isabs(value) or os.path.normpath(value) != value or "\0" in value:
         raise ValueError(f"{what} is {value!r}, which is no absolute path")
+
+
+def _number(what: str, value: object, whole: bool = True) -> None:
+    if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
+        raise ValueError(f"{what} is {value!r}, which is no {'whole ' if whole else ''}number")
 
 
 def _one_of(what: str, value: str, known: tuple[str, ...]) -> None:
