@@ -27,7 +27,7 @@ from datetime import datetime, timezone
 from functools import partial
 from typing import Any, NoReturn, Optional, Union
 
-from .archive_client import ABSENT
+from .archive_client import ABSENT, recovers
 from .archive_config import ArchiveConfig, Place
 from .archive_fetch import Connect, Fetcher, Line, Wanted, always, patience
 from .archive_known import system_identifier
@@ -497,7 +497,8 @@ class Shipper:
 
     def _restore(self, wanted: Wanted, directory: str, name: str, path: str) -> int:
         path = os.path.join(directory, path)
-        return 0 if self._fetcher.restore(name, path, wait=patience(directory), wanted=wanted) else ABSENT
+        wait, strict = patience(directory), recovers(directory)
+        return 0 if self._fetcher.restore(name, path, wait=wait, wanted=wanted, strict=strict) else ABSENT
 
     def _beats(self) -> None:
         while True:

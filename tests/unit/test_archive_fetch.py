@@ -29,7 +29,12 @@ from ansible_collections.hotspare.postgresql.plugins.module_utils.archive_link i
 )
 from ansible_collections.hotspare.postgresql.plugins.module_utils.server import Instance
 from ansible_collections.hotspare.postgresql.plugins.module_utils.shell import HotspareError
-from ansible_collections.hotspare.postgresql.plugins.module_utils.wal import MIB, parse_segment_name, segment_size_ok
+from ansible_collections.hotspare.postgresql.plugins.module_utils.wal import (
+    MIB,
+    format_lsn,
+    parse_segment_name,
+    segment_size_ok,
+)
 from ansible_collections.hotspare.postgresql.plugins.module_utils.wal_file import BadWal
 from ansible_collections.hotspare.postgresql.plugins.module_utils.wire import Unreachable
 from hypothesis import given
@@ -195,6 +200,50 @@ def test_an_archive_of_its_own_may_be_empty_but_not_emptied(site, monkeypatch):
     with pytest.raises(Unreachable, match="was an archive and is none now"):
         establish_own(site.config)
     assert list((site.directory / "own").iterdir()) == []
+
+
+@pytest.mark.parametrize("where", ["own", "b"])
+def test_a_hole_does_not_end_a_recovery(site, where):
+    """That opens where the WAL ends, which a standby does not."""
+    site.put("a", NAMES[0], segment(NAMES[0]))
+    site.put(where, NAMES[3], segment(NAMES[3]))
+    fetcher = site.fetcher()
+    for name in NAMES[1:3]:
+        assert not fetcher.restore(name, str(site.target))
+        with pytest.raises(HotspareError, match=f"no archive has {name}, but {NAMES[3]} of the same timeline is there"):
+            fetcher.restore(name, str(site.target), strict=True)
+    for name in (NAMES[4], "00000002.history", f"00000002{NAMES[1][8:]}"):  # the end
+        assert not fetcher.restore(name, str(site.target), strict=True)
+    # One that waits in pg_wal to be written anew has only its name; the right one is taken by PostgreSQL itself.
+    (site.target.parent / NAMES[1]).write_bytes(segment(NAMES[0]))
+    with pytest.raises(HotspareError, match="no archive has"):
+        fetcher.restore(NAMES[1], str(site.target), strict=True)
+    (site.target.parent / NAMES[1]).write_bytes(segment(NAMES[1]))
+    assert not fetcher.restore(NAMES[1], str(site.target), strict=True)
+
+
+def test_a_timeline_that_another_one_left_may_end(site):
+    """The histories tell, wherever they are; one that is damaged leaves it open."""
+    switch = parse_segment_name(NAMES[2], MIB).start_lsn + 0x60
+    other = [f"00000002{name[8:]}" for name in NAMES]
+    site.put("a", NAMES[5], segment(NAMES[5]))
+    site.put("a", other[5], segment(other[5]))
+    site.put("b", "00000002.history", f"1\t{format_lsn(switch)}\tno recovery target specified\n".encode())
+    fetcher = site.fetcher()
+
+    def ends(name):
+        try:
+            return not fetcher.restore(name, str(site.target), strict=True)
+        except HotspareError:
+            return False
+
+    assert [ends(name) for name in NAMES[:5]] == [False, False, True, True, True]
+    assert [ends(name) for name in other[:5]] == [True, True, False, False, False]
+    stored = next((site.directory / "b").rglob("00000002.history"))
+    stored.chmod(0o600)
+    stored.write_bytes(b"")
+    with pytest.raises(BadWal, match="is empty"):
+        fetcher.restore(NAMES[3], str(site.target), strict=True)
 
 
 def test_never_a_partial(site):
