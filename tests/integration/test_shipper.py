@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
@@ -389,6 +390,32 @@ def test_a_recovery_goes_on_with_all_of_the_archive_or_not_at_all(archives, stat
     # It has a timeline of its own, and archives that.
     names = recovery.segments(1)
     eventually(has(store, ["00000002.history", *names]))
+
+
+def test_a_recovery_does_not_open_at_a_hole(archives, station):
+    store = archives.host("store")
+    db = station([store])
+    names = db.segments(4)
+    eventually(lambda: not db.waiting())
+    db.node.stop()
+    recovery = station([store], runs=False)
+    execute("touch", str(recovery.node.data / "recovery.signal"))
+    there = next(store.directory.rglob(names[1]))
+    away = there.rename(store.home / "away")
+    said = f"no archive has {names[1]}, but {names[2]} of the same timeline is there"
+    for with_shipper in (False, True):
+        if with_shipper:
+            recovery.start()
+        told = recovery.node.log.count(said) if with_shipper else 0
+        with contextlib.suppress(AssertionError):  # it may have been asked before it came to the hole
+            recovery.node.start()
+        eventually(lambda: not recovery.node.running)
+        assert (recovery.node.data / "recovery.signal").exists()
+        assert recovery.node.log.count(said) > told
+    away.rename(there)
+    recovery.node.start()
+    eventually(lambda: recovery.node.sql("SELECT pg_is_in_recovery()") == "f")
+    assert len(recovery.node.notes()) == 4
 
 
 # --- an archive that is not mounted ----------------------------------------------------------------------------------
