@@ -130,6 +130,8 @@ class Line:
     def bring(self, name: str, cluster: Optional[int], put: Put, wait: Optional[float]) -> bool:
         with self.use(wait) as destination:
             wait = None if wait is None else wait * 2**self._failures  # who is only slow shall be in time at last
+            if destination.identity is None or cluster not in (None, destination.identity.system_identifier):
+                destination.hello(wait=wait)  # one of us may have been made anew
             expect_ours(destination.name, destination.identity, cluster)
             try:
                 content = destination.get(name, wait=wait)
@@ -185,6 +187,7 @@ class Fetcher:
         self._moved = 0.0  # when something came last (time.monotonic)
         self._asked = 0  # how many wait for their turn, or have it
         self._window: list[str] = []  # what to have in the spool, in this order
+        self._cluster: Optional[int] = None  # whose segments these are
 
     def restore(
         self, name: str, path: str, *, wait: Optional[float] = None, wanted: Wanted = always, strict: bool = False
@@ -311,10 +314,12 @@ class Fetcher:
     # --- the spool ---------------------------------------------------------------------------------------------------
 
     def _take(self, name: str, path: str, wanted: Wanted) -> bool:
-        """From the spool, where it is verified."""
+        """From the spool, where it is verified; unless the data directory was made anew meanwhile."""
         spooled = os.path.join(self._spool, name)
         if not self._ahead or not os.path.exists(spooled) or not wanted():
             return False
+        if self._cluster != system_identifier(self._node):
+            return False  # what comes instead moves the window
         try:
             os.rename(spooled, path)
         except OSError as error:
@@ -332,7 +337,11 @@ class Fetcher:
 
     def _look_after(self, name: str, size: int) -> None:
         """What comes after this segment shall be in the spool, unless it is here anyway, and nothing else."""
+        cluster = system_identifier(self._node)
         try:
+            if cluster != self._cluster:
+                self._keep([])
+            self._cluster = cluster
             self._window = [
                 later for later in following(name, size, self._ahead) if self._own.archive.find(later) is None
             ]

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import struct
 import threading
 import time
@@ -312,6 +313,29 @@ def test_the_next_ones_are_fetched_ahead_and_each_only_once(site):
     site.put("a", other, segment(other))
     assert fetcher.restore(other, str(site.target))
     eventually(site.spooled, [])
+
+
+def test_the_spool_is_of_no_use_to_another_cluster(site):
+    """The data directory was made anew, and the archives, while the shipper runs."""
+    for name in NAMES[:3]:
+        site.put("a", name, segment(name))
+    fetcher = site.fetcher()
+    fetcher.look_ahead(1)
+    assert fetcher.restore(NAMES[0], str(site.target))
+    eventually(site.spooled, NAMES[1:3])
+    (site.directory / "data/global/pg_control").write_bytes(struct.pack("=Q", SYSTEM + 1))
+    with pytest.raises(HotspareError, match="archive of another cluster"):
+        fetcher.restore(NAMES[1], str(site.target))
+    assert site.target.read_bytes() == segment(NAMES[0])
+    for where in ("own", "a", "b"):
+        shutil.rmtree(site.directory / where)
+        (site.directory / where).mkdir()
+        Archive(str(site.directory / where)).establish(SYSTEM + 1, MIB)
+    for name in NAMES[:3]:
+        site.put("a", name, segment(name, system=SYSTEM + 1))
+    for name in NAMES[:3]:
+        assert fetcher.restore(name, str(site.target))
+        assert site.target.read_bytes() == segment(name, system=SYSTEM + 1)
 
 
 def test_a_spool_on_another_disk(site, monkeypatch):
