@@ -5,7 +5,8 @@
 
 Each destination has a lane: a thread with a lasting connection, which works off pg_wal/archive_status/*.ready ahead of
 the archiver, since that asks for one file at a time. It is told that a file is archived once that is durable where
-`require` says; the other lanes bring it later. What cannot be shipped stays .ready, and nothing is ever left out.
+`require` says; the other lanes bring it later. What cannot be shipped stays .ready, and nothing is ever left out but an
+empty .backup, which a crash or a copy left: no recovery needs it, and for its sake the archiver would stand still.
 
 An error that nobody expected ends the process: systemd starts it again, and commands work without it meanwhile.
 """
@@ -13,6 +14,7 @@ An error that nobody expected ends the process: systemd starts it again, and com
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import os
 import select
@@ -87,6 +89,11 @@ def order(file: File) -> tuple[bool, str]:
     return kind(file.name) != "history", file.name
 
 
+def is_empty_backup(file: File) -> bool:
+    """(Pure.)"""
+    return kind(file.name) == "backup" and file.size == 0
+
+
 def verdict(require: str, outcomes: Sequence[Outcome]) -> Outcome:
     """Whether a file is archived, by what became of it at each destination. (Pure.)"""
     if not outcomes:
@@ -114,6 +121,9 @@ def expect_own(config: ArchiveConfig, directory: str) -> None:
 
 def ship_alone(config: ArchiveConfig, path: str, name: str, connect: Connect = connect) -> None:
     """archive_command without the shipper: one destination after the other, until it is archived. HotspareError."""
+    if is_empty_backup(offered(name, path)):
+        say_empty(name)
+        return
     outcomes: list[Outcome] = [False] * len(config.destinations)
     for index, destination in enumerate(config.destinations):
         if verdict(config.require, outcomes):
@@ -138,6 +148,14 @@ def find_file(name: str, path: str, since: float) -> File:
     """OSError."""
     status = os.stat(path)
     return File(name, path, (status.st_size, status.st_mtime_ns, status.st_ino, status.st_dev), since)
+
+
+def offered(name: str, path: str) -> File:
+    """What archive_command is given. HotspareError."""
+    try:
+        return find_file(name, path, wall_clock())
+    except OSError as error:
+        raise HotspareError(f"cannot read {path}: {error.strerror}; is it the path that PostgreSQL gives?") from error
 
 
 def still_there(file: File) -> bool:
@@ -167,7 +185,17 @@ def ready_files(node: Instance, known: Mapping[str, File]) -> dict[str, File]:
             elif kind(name):
                 with contextlib.suppress(FileNotFoundError):  # archived or removed meanwhile
                     found.append(find_file(name, node.path("pg_wal", name), entry.stat().st_mtime))
-    return {file.name: file for file in sorted(found, key=order)}
+    return {file.name: file for file in sorted(found, key=order) if not is_empty_backup(file)}
+
+
+def empty_backups(node: Instance) -> list[str]:
+    """Those in pg_wal, until PostgreSQL removes them after another backup."""
+    found = []
+    for path in glob.glob(os.path.join(glob.escape(node.path("pg_wal")), "*.backup")):
+        with contextlib.suppress(FileNotFoundError):
+            file = find_file(os.path.basename(path), path, 0.0)
+            found += [file.name] if is_empty_backup(file) else []
+    return sorted(found)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -357,6 +385,7 @@ class Shipper:
         self._ready: dict[str, File] = {}
         self._looked = 0.0
         self._mark = 0
+        self._empty: list[str] = []
         self._acknowledged: Optional[str] = None
         self._since = utc()
         self._lanes = [Lane(place, config, self._changed, self._requests, connect) for place in config.destinations]
@@ -404,12 +433,10 @@ class Shipper:
 
     def archive(self, name: str, path: str, wanted: Wanted = always) -> None:
         """Returns once the file is archived. HotspareError; also when `wanted` says no."""
-        try:
-            request = Request(find_file(name, path, wall_clock()), time.monotonic())
-        except OSError as error:
-            raise HotspareError(
-                f"cannot read {path}: {error.strerror}; is it the path that PostgreSQL gives?"
-            ) from error
+        request = Request(offered(name, path), time.monotonic())
+        if is_empty_backup(request.file):
+            say_empty(name)
+            return
         with self._changed:
             self._requests.append(request)
             try:
@@ -440,6 +467,7 @@ class Shipper:
     def _look(self) -> None:
         self._looked, self._mark = time.monotonic(), status_mark(self._node)
         self._ready = ready_files(self._node, self._ready)
+        self._empty = empty_backups(self._node)
         for lane in self._lanes:
             lane.look(self._ready.values())
         self._changed.notify_all()
@@ -452,6 +480,7 @@ class Shipper:
             "updated": utc(),
             "destinations": [lane.record(self._ready.values()) for lane in self._lanes],
             "acknowledged": self._acknowledged,
+            "empty": self._empty,
         }
 
     # --- who asks ----------------------------------------------------------------------------------------------------
@@ -566,6 +595,10 @@ def say(text: str) -> None:
     """To the journal."""
     sys.stderr.write(f"{text}\n")
     sys.stderr.flush()
+
+
+def say_empty(name: str) -> None:
+    say(f"{name} is empty, as a crash or a copy left it: it is not archived, and no retention knows of that backup")
 
 
 def _end(error: threading.ExceptHookArgs) -> None:

@@ -244,7 +244,7 @@ def test_what_is_refused_is_told_and_holds_up_nothing(site):
     there = site(require="all")
     (there.directory / "file").write_bytes(segment(NAMES[1], fill=b"y"))
     Archive(str(there.directory / "b")).put(NAMES[1], str(there.directory / "file"))
-    empty = f"{NAMES[1]}.00000028.backup"
+    empty = "00000002.history"
     for name in NAMES[:3]:
         there.ready(name)
     there.ready(empty, b"")
@@ -266,6 +266,29 @@ def test_what_is_refused_is_told_and_holds_up_nothing(site):
     (there.status / f"{empty}.ready").unlink()
     there.look()
     eventually(lambda: (there.said("b")["state"], there.said("a")["state"]) == ("connected", "connected"))
+
+
+def test_an_empty_backup_is_told_and_holds_up_nothing(site, capsys):
+    """A crash or a copy left it. Nothing needs it, but the archiver would ask for it for ever."""
+    there = site(require="all")
+    empty = f"{NAMES[1]}.00000028.backup"
+    for name in NAMES[:2]:
+        there.ready(name)
+    there.ready(empty, b"")
+    there.look()
+    eventually(lambda: there.held("a") == there.held("b") == NAMES[:2])
+    there.ask(empty)
+    ship_alone(there.config, str(there.data / "pg_wal" / empty), empty, there.connect)
+    assert capsys.readouterr().err.count(f"{empty} is empty") == 2
+    there.done(empty)
+    there.look()
+    assert there.shipper._status()["empty"] == [empty]
+    assert ("a", empty) not in there.puts
+    eventually(lambda: [there.said(place)["state"] for place in "ab"] == ["connected"] * 2)
+    # PostgreSQL removes it after another backup.
+    (there.data / "pg_wal" / empty).unlink()
+    there.look()
+    assert there.shipper._status()["empty"] == []
 
 
 def test_a_full_destination_is_filled_when_there_is_room(site):
