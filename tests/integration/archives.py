@@ -19,7 +19,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from typing import Any
 import yaml
 from ansible_collections.hotspare.postgresql.plugins.module_utils import packing
 
-from .conftest import ACCOUNT, _free_port, _send, eventually, execute
+from .conftest import ACCOUNT, _free_port, _send, eventually, execute, make_directory
 
 PYTHON = "/usr/bin/python3"
 VARIABLES = Path(__file__).resolve().parents[2] / "roles/node/vars/main.yml"
@@ -128,7 +127,7 @@ class Archives:
 
     def __init__(self) -> None:
         # Not in tmp_path, where only root may go.
-        self.directory = Path(tempfile.mkdtemp(prefix="hotspare-archives-", dir="/tmp"))
+        self.directory = make_directory("hotspare-archives-")
         self.directory.chmod(0o755)
         self.program = self.directory / "hotspare.pyz"
         self.program.write_bytes(_packed())
