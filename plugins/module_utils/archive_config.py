@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Optional
 
 from .config_file import read_config_file
+from .document_tree import require_pattern
 from .peers import Peer
 from .server import Instance
 from .shell import HotspareError
@@ -46,8 +47,11 @@ class Place:
             if self.host:
                 raise ValueError(f"{self.name} has both a host and a directory")
             return
-        if not _HOST.fullmatch(self.host):
+        if not isinstance(self.host, str) or not _HOST.fullmatch(self.host):
             raise ValueError(f"the host of {self.name} is {self.host!r}")
+        _number(f"the port of {self.name}", self.port)
+        if not 0 < self.port < 65536:
+            raise ValueError(f"the port of {self.name} is {self.port}")
         _word("account", self.account)
         _absolute("identity", self.identity)
         _absolute("known_hosts", self.known_hosts)
@@ -88,9 +92,14 @@ class Tree:
         _word("name", self.name)
         _absolute("path", self.path)
         _word("account", self.account)
+        require_pattern(self.partition)
         _unique("destinations", (place.name for place in self.destinations))
+        _number(f"the grace of the tree {self.name}", self.grace, whole=False)
         if self.grace < 0 or not set(self.skip) <= set(range(7)):
-            raise ValueError(f"the tree {self.name} has a grace of {self.grace} s and skips {list(self.skip)}")
+            raise ValueError(
+                f"the tree {self.name} has a grace of {self.grace} s and skips {list(self.skip)}: take 0 s or more, and"
+                " days from 0 (Monday) to 6"
+            )
 
 
 @dataclass(frozen=True)
@@ -144,9 +153,10 @@ class ArchiveConfig:
             _absolute("state", self.state)
         _one_of("compression", self.compression, COMPRESSIONS)
         _one_of("require", self.require, REQUIRE)
+        _number("fetch_ahead", self.fetch_ahead)
         if self.fetch_ahead < 0:
-            raise ValueError(f"fetch_ahead is {self.fetch_ahead}")
-        _unique("destinations", (place.name for place in self.destinations))
+            raise ValueError(f"fetch_ahead is {self.fetch_ahead}: take 0 or more")
+        _unique("destinations", (self.name, *(place.name for place in self.destinations)))
         _unique("trees", (tree.name for tree in self.trees))
 
     @property
@@ -196,6 +206,15 @@ def parse_archive_config(found: Mapping[str, Any]) -> ArchiveConfig:
     )
 
 
+def mistake(found: Mapping[str, Any]) -> str:
+    """Why it is none of ours, a sentence; empty = it is one. (Pure.)"""
+    try:
+        parse_archive_config(found)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return str(error)
+    return ""
+
+
 def _tree(found: Mapping[str, Any]) -> Tree:
     return Tree(
         **{
@@ -207,12 +226,12 @@ def _tree(found: Mapping[str, Any]) -> Tree:
 
 
 def _word(what: str, value: str) -> None:
-    if not _WORD.fullmatch(value):
-        raise ValueError(f"{what} is {value!r}, which is no plain word")
+    if not isinstance(value, str) or not _WORD.fullmatch(value):
+        raise ValueError(f"{what} is {value!r}, which is no plain word: use letters, digits, and in between _ . -")
 
 
 def _absolute(what: str, value: str) -> None:
-    if not os.path.isabs(value) or os.path.normpath(value) != value or "\0" in value:
+    if not isinstance(value, str) or not re.fullmatch(r"/[^/\0][^\0]*", value) or os.path.normpath(value) != value:
         raise ValueError(f"{what} is {value!r}, which is no absolute path")
 
 

@@ -94,10 +94,11 @@ def settled(changed: Iterable[int], now: float, seconds: float) -> bool:
 
 
 def require_pattern(pattern: str) -> None:
-    """HotspareError unless a day's folder tells the day and nothing but the day; "" is a tree without days."""
-    day = date(2026, 11, 30)
-    if pattern and day_of(day.strftime(pattern), pattern) != day:
-        raise HotspareError(
+    """ValueError unless a day's folder, inside the tree, tells the day and nothing but the day; "": it has no days."""
+    time = datetime(2026, 11, 30, 13, 14, 15, 16)
+    folder = time.strftime(pattern)
+    if pattern and (day_of(folder, pattern) != time.date() or {"", ".", ".."} & set(folder.split("/"))):
+        raise ValueError(
             f"the partition {pattern!r} does not name one folder for each day: take one like %Y/%m/%d, or none"
         )
 

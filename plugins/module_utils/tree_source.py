@@ -22,7 +22,6 @@ from .document_tree import (
     joined,
     line,
     missing_days,
-    require_pattern,
     unescaped,
 )
 from .tree_files import (
@@ -74,7 +73,6 @@ class Told:
 def home_of(config: ArchiveConfig, tree: Tree) -> Home:
     """Unreachable unless the tree is there; HotspareError."""
     home = Home(config.homes, tree.name)
-    require_pattern(tree.partition)
     home.require(os.fsencode(tree.path))
     return home
 

@@ -104,9 +104,9 @@ def test_patterns_that_name_a_day(pattern):
     assert not pattern or day_of(date(2028, 2, 29).strftime(pattern), pattern) == date(2028, 2, 29)
 
 
-@pytest.mark.parametrize("pattern", ["%Y", "%Y/%m", "day", "%d"])
+@pytest.mark.parametrize("pattern", ["%Y", "%Y/%m", "day", "%d", "%Y-%m-%d/%H", "../%Y-%j", "/%Y-%j", "%Y//%j"])
 def test_patterns_that_do_not(pattern):
-    with pytest.raises(HotspareError, match="does not name one folder for each day"):
+    with pytest.raises(ValueError, match="does not name one folder for each day"):
         require_pattern(pattern)
 
 

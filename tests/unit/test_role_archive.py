@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 PLAY = f"""
 - hosts: db2
@@ -59,6 +61,114 @@ def evaluated(directory: Path, *asked: str, more_nodes: Sequence[str] = ("db1", 
     assert done.returncode == 0, done.stdout + done.stderr
     found: dict[str, Any] = json.loads((directory / "found.json").read_text(encoding="utf-8"))
     return found
+
+
+CASES = """
+- hosts: all
+  connection: local
+  gather_facts: false
+  vars:
+    ansible_python_interpreter: "{{ ansible_playbook_python }}"
+    node_member:
+      {cluster: main, passfile: /etc/main/pgpass,
+       instance: {name: "{{ inventory_hostname }}", account: postgres, config_file: /etc/main/postgresql.conf,
+                  data_directory: /srv/data, bin_directory: /srv/bin, service: postgresql}}
+    node_members: {}
+  tasks:
+    - ansible.builtin.include_tasks: case.yml
+      loop: "{{ cases }}"
+      loop_control: {loop_var: case}
+    - ansible.builtin.copy:
+        dest: "{{ playbook_dir }}/told.json"
+        content: "{{ told | to_json }}"
+      when: inventory_hostname == 'db1'
+"""
+CASE = """
+- vars:
+    archive_enabled: true
+    archive_destinations: "{{ case.destinations | default(['nodes', 'store']) }}"
+    archive_keep: "{{ case.keep | default({}) }}"
+    archive_trees: "{{ [tree | combine(case.tree)] if 'tree' in case else [] }}"
+    archive_fetch_ahead: "{{ case.fetch_ahead | default(16) }}"
+    archive_sync_interval: "{{ case.sync_interval | default('5min') }}"
+    archive_cluster: "{{ case.cluster | default('main') }}"
+    archive_port: "{{ case.port | default(22) }}"
+    tree: {name: scans, path: /srv/scans, account: root, partition: "%Y/%m/%d"}
+  block:
+    - ansible.builtin.include_role:
+        name: hotspare.postgresql.archive
+        tasks_from: check
+      when: inventory_hostname in groups.postgres
+    - ansible.builtin.include_role:
+        name: hotspare.postgresql.archive
+        tasks_from: check_configuration
+    - ansible.builtin.set_fact:
+        told: "{{ told | default([]) + [''] }}"
+  rescue:
+    - ansible.builtin.set_fact:
+        told: "{{ told | default([]) + [ansible_failed_result.msg] }}"
+"""
+NAS = {"name": "nas", "directory": "/mnt/nas/main"}
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"destinations": ["nodes", "elsewhere"]}, "archive_destinations names elsewhere, no host of the group archive"),
+    ({"destinations": ["store", {"name": "nas"}]}, "say the name of a host, or {name: ..., directory: ...}"),
+    ({"destinations": ["store", {**NAS, "host": "nas"}]}, "say the name of a host, or {name: ..., directory: ...}"),
+    ({"destinations": [NAS, NAS]}, "destinations has a name twice: db1, nas, nas"),
+    ({"destinations": [{**NAS, "directory": "mnt"}]}, "directory is 'mnt', which is no absolute path"),
+    ({"keep": {"days": -1}}, "keep has days: -1"),
+    ({"fetch_ahead": -1}, "fetch_ahead is -1"),
+    ({"tree": {"path": "srv/../mail"}}, "path is 'srv/../mail', which is no absolute path"),
+    ({"tree": {"grace": -5}}, "the tree scans has a grace of -5"),
+    ({"tree": {"skip": [9]}}, "skips [9]"),
+    ({"tree": {"partition": "%Y"}}, "the partition '%Y' does not name one folder for each day"),
+    ({"tree": {"path": "/srv/data/scans"}}, "overlap"),
+    ({"tree": {"account": "nobody-here"}}, "there is no account nobody-here"),
+    ({"cluster": "a: b"}, "cluster is 'a: b', which is no plain word"),
+    ({"port": "ssh"}, "the port of db2 is 'ssh'"),
+    ({"sync_interval": "soon"}, "archive_sync_interval is soon, which is no time span"),
+    ({"sync_interval": "0"}, "archive_sync_interval is 0, which is no time span"),
+]
+MEANT: list[dict[str, Any]] = [
+    {"destinations": ["store", NAS], "keep": {"days": "14", "backups": 2}, "tree": {"skip": [5, 6], "grace": 0}},
+    {"sync_interval": "1h 30min", "fetch_ahead": 0, "tree": {"partition": ""}},
+]
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """What db1 says to REFUSED, and then to MEANT."""
+    directory = tmp_path_factory.mktemp("cases")
+    (directory / "play.yml").write_text(CASES, encoding="utf-8")
+    (directory / "case.yml").write_text(CASE, encoding="utf-8")
+    (directory / "hosts").write_text("[postgres]\ndb1\ndb2\n[archive]\nstore\n", encoding="utf-8")
+    cases = [case for case, _words in REFUSED] + MEANT
+    (directory / "cases.json").write_text(json.dumps({"cases": cases}), encoding="utf-8")
+    done = subprocess.run(
+        [Path(sys.executable).with_name("ansible-playbook"), "-i", "hosts", "-e", "@cases.json", "play.yml"],
+        cwd=directory,
+        env={
+            **os.environ,
+            "ANSIBLE_HOME": str(directory),
+            "ANSIBLE_COLLECTIONS_PATH": str(ROOT / ".cache" / "collections"),
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    found: list[str] = json.loads((directory / "told.json").read_text(encoding="utf-8"))
+    assert len(found) == len(cases)
+    return found
+
+
+@pytest.mark.parametrize("number", range(len(REFUSED)), ids=lambda number: str(REFUSED[number][0]))
+def test_what_could_not_be_read_is_refused_before_it_is_written(told: list[str], number: int) -> None:
+    assert REFUSED[number][1] in told[number]
+    assert told[number].startswith("db1: ") and told[number].endswith(". Nothing was changed.")
+
+
+def test_what_is_meant_is_not_refused(told: list[str]) -> None:
+    assert told[len(REFUSED) :] == [""] * len(MEANT)
 
 
 def test_documents_go_to_hosts_only(tmp_path: Path) -> None:
