@@ -417,8 +417,13 @@ class _Planning:
             elif there.origin != str(base):
                 continue
             self._do("promote", TARGET, ["zfs", "promote", name], [name], "the common snapshot is to be its own")
-            kept = [replace(one, dataset=name) for one in both[below].snapshots if one.createtxg <= base.createtxg]
-            self._put(below, replace(both[below], name=name, snapshots=tuple(kept), written=0, token=None, origin=""))
+            kept = [
+                replace(one, dataset=name, cloned=one.cloned or one == base)  # what was renamed builds on it now
+                for one in both[below].snapshots
+                if one.createtxg <= base.createtxg
+            ]
+            branched = there or replace(both[below], name=name, written=0, token=None)
+            self._put(below, replace(branched, snapshots=tuple(kept), origin=""))
 
     def _own(self, below: str) -> tuple[Snapshot, ...]:
         there = self.there.datasets.get(below)

@@ -60,6 +60,7 @@ FLOORS = (
     {"zfs_refusals", "zfs_stream"},  # first: what it is not asked for; how a stream goes
     {"zfs_plan"},  # first: what is sent
     {"zfs_send"},  # first: sends it
+    {"zfs_serve"},  # first: what a key may have of all that
     {"archive_status", "demotion", "peers", "stale_slots", "stopping"},  # first: what needs a word of the line above
     {"address", "fencing", "guard"},  # first: follows the primary; ends what does not stop; keeps a dead primary down
     {"serving"},  # first: does what pg_server is asked for

@@ -47,9 +47,9 @@ class Send:
 
     def finish(self, process: subprocess.Popen[str]) -> dict[str, Any]:
         output, _ = process.communicate(timeout=300)
-        found = re.search(r"(?:SUCCESS|CHANGED|FAILED!) => (\{.*)", output, re.DOTALL)
+        found = re.search(r"(SUCCESS|CHANGED|FAILED!) => (\{.*)", output, re.DOTALL)
         assert found, output
-        result: dict[str, Any] = json.JSONDecoder().raw_decode(found[1])[0]
+        result: dict[str, Any] = {"failed": found[1] == "FAILED!", **json.JSONDecoder().raw_decode(found[2])[0]}
         print(json.dumps(result, indent=1))
         return result
 
@@ -79,7 +79,7 @@ class Send:
         }
 
     def login(self, node: str) -> dict[str, Any]:
-        return {"host": node, "identity": "/root/.ssh/id_ed25519", "known_hosts": "/etc/ssh/ssh_known_hosts"}
+        return {"host": node, "identity": "/root/.ssh/id_ed25519", "known_hosts": "/root/.ssh/known_hosts"}
 
     def zfs(self, node: str, *words: str, check: bool = True) -> str:
         return str(self.guests.run(node, "zfs", *words, check=check))
