@@ -78,7 +78,7 @@ installed: venv
 molecule-zfs: installed
 	lab/prerequisites qemu
 	lab/guest_image >/dev/null
-	HOTSPARE_COLLECTIONS=installed molecule test -s zfs
+	HOTSPARE_IMAGE=none HOTSPARE_COLLECTIONS=installed molecule test -s zfs
 
 molecule-%: installed lab
 	HOTSPARE_IMAGE=$$(lab/image $(SUITE)) HOTSPARE_COLLECTIONS=installed molecule test -s $*

@@ -29,7 +29,7 @@ class Guests:
     def __init__(self, names: list[str], directory: Path) -> None:
         self.names = names
         self.directory = directory
-        self.masters: dict[str, subprocess.Popen[bytes]] = {}
+        self.shared: dict[str, subprocess.Popen[bytes]] = {}
 
     def run(self, node: str, *argv: str, stdin: str | None = None, check: bool = True, user: str = "root") -> str:
         command = ["runuser", "-u", user, "--", *argv] if user != "root" else [*argv]
@@ -45,11 +45,11 @@ class Guests:
         return done.stdout
 
     def _connection(self, node: str) -> Path:
-        """The socket of the shared connection; where it broke, a new one is opened. Until it stands ssh makes its own."""
+        """The socket of the shared connection, opened anew where it broke. Until it stands ssh makes its own."""
         path = self.directory / node
-        master = self.masters.get(node)
-        if master is None or master.poll() is not None:
-            self.masters[node] = subprocess.Popen(
+        process = self.shared.get(node)
+        if process is None or process.poll() is not None:
+            self.shared[node] = subprocess.Popen(
                 [*SSH, "-MNT", "-o", f"ControlPath={path}", "-o", "ServerAliveInterval=5", node],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -58,9 +58,9 @@ class Guests:
         return path
 
     def close(self) -> None:
-        for master in self.masters.values():
-            master.terminate()
-            master.wait()
+        for process in self.shared.values():
+            process.terminate()
+            process.wait()
 
     def lab(self, *args: str) -> None:
         done = subprocess.run([PROJECT / "lab/guests", *args], capture_output=True, text=True, timeout=600, check=False)
