@@ -57,10 +57,15 @@ class Guests:
             )
         return path
 
-    def close(self) -> None:
-        for process in self.shared.values():
+    def _disconnect(self, node: str) -> None:
+        process = self.shared.pop(node, None)
+        if process is not None:
             process.terminate()
             process.wait()
+
+    def close(self) -> None:
+        for node in list(self.shared):
+            self._disconnect(node)
 
     def lab(self, *args: str) -> None:
         done = subprocess.run([PROJECT / "lab/guests", *args], capture_output=True, text=True, timeout=600, check=False)
@@ -77,6 +82,7 @@ class Guests:
 
     def cut_power(self, node: str) -> None:
         self.lab("kill", node)
+        self._disconnect(node)
 
     def start(self) -> None:
         """All guests, those too whose power was cut."""

@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-import pytest
-
 
 def streams(lab, primary):
     return lab.sql(primary, "SELECT state FROM pg_stat_replication") == "streaming"
