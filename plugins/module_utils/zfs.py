@@ -33,6 +33,7 @@ DATASET_PROPERTIES = (
     "available,written,compression"
 ).split(",")
 SNAPSHOT_PROPERTIES = "guid,createtxg,creation,userrefs,clones".split(",")
+SNAPSHOT_NAMES = ",".join([*SNAPSHOT_PROPERTIES, MADE])
 BATCH = 200  # names in one command line
 LOOK_SECONDS = 600.0  # until a pool with very many snapshots, or one that resilvers, has told of them
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]*(/[A-Za-z0-9_.:-]+)*")
@@ -198,6 +199,28 @@ class Side:
             raise failed(self.where, words, done.stderr or done.stdout)
         return done
 
+    def run_all(self, commands: Sequence[Words], *, stop: bool = False) -> list[Completed]:
+        """One after the other, on another host in one session, which costs as much as ten commands; `stop` at the first
+        that fails. Whatever their exit codes are: those that were run."""
+        if self.login is None:
+            done: list[Completed] = []
+            for words in commands:
+                done.append(self.run(*words, check=False))
+                if stop and done[-1].rc != 0:
+                    break
+            return done
+        script = batch(commands, stop)
+        ended = self.run("sh", "-c", script, check=False)
+        # What each wrote, and its exit code behind it; what they said may be of any of them.
+        parts = re.split(r"^=(\d+)=$\n?", ended.stdout, flags=re.MULTILINE)
+        codes = [int(code) for code in parts[1::2]]
+        if not codes or (len(codes) < len(commands) and not (stop and codes[-1] != 0)):
+            raise failed(self.where, commands[len(codes)], ended.stderr)
+        return [
+            Completed(list(words), rc, out, ended.stderr if rc else "", ended.seconds)
+            for words, rc, out in zip(commands, codes, parts[0::2])
+        ]
+
     def stages(self, pipeline: Sequence[Words]) -> list[Stage]:
         """What to start here for a pipeline of programs there."""
         if self.login is None:
@@ -225,6 +248,15 @@ class Side:
             known_hosts=login.known_hosts,
             control=f"{self._directory.name}/ssh",
         )
+
+
+AFTER = '; r=$?; echo "=$r="'
+STOP = " && (exit $r) || exit $r"
+
+
+def batch(commands: Sequence[Words], stop: bool) -> str:
+    """A script of sh that tells the exit code of each command behind what it writes. (Pure.)"""
+    return "".join(f"{shlex.join(words)}{AFTER}{STOP if stop else ''}; " for words in commands)
 
 
 def label(where: str, words: Words) -> str:
@@ -274,31 +306,35 @@ def failed(where: str, words: Words, said: str) -> HotspareError:
 
 def look(side: Side, top: str, *, recursive: bool, copied: Iterable[str] = (), mounts: bool = False) -> View:
     """What there is of a dataset; `mounts`: of the whole host too. HotspareError when it cannot be told."""
-    version = parse_version(side.run("zfs", "version").stdout)
-    pool = look_pool(side, top.partition("/")[0])
-    parent = top.rpartition("/")[0] or top
-    listed = side.run(
-        "zfs", "list", "-Hp", "-d", "1", "-t", "filesystem,volume", "-o", "name,available", parent, check=False
-    )
-    if listed.rc != 0 and "does not exist" not in listed.stderr:
-        raise failed(side.where, ("zfs", "list"), listed.stderr)
+    pool_name, parent = top.partition("/")[0], top.rpartition("/")[0] or top
+    pool_words = ("zpool", "get", "-Hp", "-o", "property,value", "all", pool_name)
+    list_words = (*LIST, parent)
+    commands = [("zfs", "version"), pool_words, list_words, *get_commands(top, recursive, copied)]
+    answers = side.run_all([*commands, *([MOUNTS] if mounts else [])])
+    version, pool, listed, *found = answers
+    for answer in (pool, listed):
+        if answer.rc != 0 and "does not exist" not in answer.stderr and "no such pool" not in answer.stderr:
+            raise failed(side.where, answer.argv, answer.stderr)
     around = dict(line.split("\t") for line in listed.stdout.splitlines())
     asides = sorted(name for name in around if is_aside(name, top))
-    nearest = top if top in around else parent
-    available = around.get(nearest, "0")
+    available = around.get(top, around.get(parent, "0"))
+    there = top in around
+    if mounts and found[2].rc != 0:
+        raise failed(side.where, MOUNTS, found[2].stderr)
     return View(
         where=side.where,
         top=top,
-        pool=pool,
-        version=version,
-        datasets=look_datasets(side, top, recursive, copied) if top in around else {},
+        pool=parse_pool(pool_name, pool.stdout),
+        version=parse_version(version.stdout),
+        datasets=read_datasets(side, top, found[0], found[1]) if there else {},
         parent=parent in around,
         available=int(available) if available.isdigit() else 0,
         aside=look_datasets(side, asides[-1], recursive, copied) if asides else {},
-        mounts=parse_mounts(side.run(*MOUNTS).stdout) if mounts else {},
+        mounts=parse_mounts(found[2].stdout) if mounts else {},
     )
 
 
+LIST = ("zfs", "list", "-Hp", "-d", "1", "-t", "filesystem,volume", "-o", "name,available")
 MOUNTS = ("zfs", "list", "-Hp", "-t", "filesystem", "-o", "mounted,mountpoint,name")
 
 
@@ -306,22 +342,25 @@ def is_aside(name: str, top: str) -> bool:
     return re.fullmatch(re.escape(top) + r"-aside-\d{8}T\d{6}Z", name) is not None
 
 
-def look_pool(side: Side, name: str) -> Pool:
-    found = side.run("zpool", "get", "-Hp", "-o", "property,value", "all", name)
-    values = dict(line.split("\t")[:2] for line in found.stdout.splitlines())
-    mark = "feature@"
-    features = {key[len(mark) :]: value for key, value in values.items() if key.startswith(mark)}
-    return Pool(name, values.get("guid", ""), values.get("health", "unknown"), features)
-
-
 def look_datasets(side: Side, top: str, recursive: bool, copied: Iterable[str]) -> dict[str, Dataset]:
-    depth = ["-r"] if recursive else ["-d", "0"]
+    return read_datasets(side, top, *side.run_all(get_commands(top, recursive, copied)))
+
+
+def get_commands(top: str, recursive: bool, copied: Iterable[str]) -> list[tuple[str, ...]]:
+    """For the datasets, and for their snapshots and bookmarks."""
+    get = ("zfs", "get", "-Hp", "-o", "name,property,value,source")
     names = ",".join(dict.fromkeys([*DATASET_PROPERTIES, *copied, FROM, FLAGS]))
-    get = ["zfs", "get", "-Hp", "-o", "name,property,value,source"]
-    datasets = parse_get(side.run(*get, *depth, "-t", "filesystem,volume", names, top).stdout)
-    below = ["-r"] if recursive else ["-d", "1"]
-    wanted = ",".join([*SNAPSHOT_PROPERTIES, MADE])
-    snapshots = parse_get(side.run(*get, *below, "-t", "snapshot,bookmark", wanted, top).stdout)
+    return [
+        (*get, *(["-r"] if recursive else ["-d", "0"]), "-t", "filesystem,volume", names, top),
+        (*get, *(["-r"] if recursive else ["-d", "1"]), "-t", "snapshot,bookmark", SNAPSHOT_NAMES, top),
+    ]
+
+
+def read_datasets(side: Side, top: str, of_datasets: Completed, of_snapshots: Completed) -> dict[str, Dataset]:
+    for done in (of_datasets, of_snapshots):
+        if done.rc != 0:
+            raise failed(side.where, done.argv, done.stderr)
+    datasets, snapshots = parse_get(of_datasets.stdout), parse_get(of_snapshots.stdout)
     holds = look_holds(side, [name for name, of in snapshots.items() if of["userrefs"][0] not in ("0", "-")])
     found: dict[str, list[Snapshot]] = {name: [] for name in datasets}
     for name, properties in snapshots.items():
@@ -374,6 +413,14 @@ def parse_version(text: str) -> tuple[int, ...]:
     """Of `zfs version`: of the tools or the kernel module, whichever is older; empty when it tells neither."""
     found = re.findall(r"^zfs-(?:kmod-)?(\d+)\.(\d+)", text, re.MULTILINE)
     return min((tuple(map(int, version)) for version in found), default=())
+
+
+def parse_pool(name: str, text: str) -> Pool:
+    """Of `zpool get -Hp -o property,value all`."""
+    values = dict(line.split("\t")[:2] for line in text.splitlines())
+    mark = "feature@"
+    features = {key[len(mark) :]: value for key, value in values.items() if key.startswith(mark)}
+    return Pool(name, values.get("guid", ""), values.get("health", "unknown"), features)
 
 
 def parse_mounts(text: str) -> dict[str, str]:

@@ -129,8 +129,6 @@ class _Planning:
             self._bring(begun)
             self._settle(begun)
         point = self._point()
-        if point.txg is None:
-            self._take(point)
         self._bring(point)
         self._settle(point)
         self._prune(SOURCE, self.want.keep_source, point.name)
@@ -260,6 +258,8 @@ class _Planning:
             bases, obstacles = self._way(point, open_)
             if obstacles:
                 raise Refusal(f"{obstacles[0]}: see what that is, and give it another name or another destination")
+        if point.txg is None:  # a destination that is in use has failed by now, and nothing was changed
+            self._take(point)
         full = [below for below in open_ if below not in bases and below not in self.resumes]
         if full and not self.want.allow_full:
             raise Refusal(

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import time
@@ -15,7 +16,7 @@ from datetime import datetime, timezone
 from typing import Any, Optional
 
 from .shell import HotspareError, write_durably
-from .zfs import Side, Stage, View, failed, look, look_datasets, parse_estimate, parse_get
+from .zfs import Side, Snapshot, Stage, View, failed, look, parse_estimate, parse_get
 from .zfs_plan import SOURCE, TARGET, Command, Plan, Send, Step, make_plan
 from .zfs_refusals import Want, require_atomic, require_room
 from .zfs_stream import flow
@@ -24,6 +25,8 @@ ZSTD = ("zstd", "-q", "-1", "-T0", "-c")
 UNZSTD = ("zstd", "-q", "-d", "-c")
 MBUFFER = ("mbuffer", "-q", "-m", "128M")  # the receiver stops for each transaction group, the network need not
 WORTHWHILE = 64 << 20  # bytes, from which on a buffer and a look for its program pay
+
+GET = ("zfs", "get", "-Hp", "-o", "name,property,value,source")
 
 Flow = Callable[[Sequence[Stage], Sequence[Stage], Callable[[int], None]], int]
 
@@ -124,41 +127,53 @@ class _Work:
     def do(self) -> None:
         self.acted = True
         try:
-            for step in self.plan.steps:
-                if isinstance(step, Send):
-                    self._send(step)
-                else:
-                    self._run(step)
-                self.done.append(step)
+            for _kind, steps in itertools.groupby(self.plan.steps, _together):
+                commands: list[Command] = []
+                for step in steps:
+                    if isinstance(step, Command):
+                        commands.append(step)
+                    else:
+                        self._send(step)
+                        self.done.append(step)
+                if commands:
+                    if self.done and isinstance(self.done[-1], Send):
+                        self._read_back()
+                    self._run(commands)
         except HotspareError as error:
             self.progress.end(error.message)
             self._let_go()
             raise
         self.progress.end(None)
 
-    def _run(self, step: Command) -> None:
-        side = self.sides[step.side]
-        if self.done and isinstance(self.done[-1], Send):
-            self._read_back()
-        done = side.run(*step.argv, check=False)
-        # A rename mounts again only what it can.
-        if done.rc != 0 and not (step.act == "unmount" and "not currently mounted" in done.stderr):
-            raise failed(side.where, step.argv, done.stderr or done.stdout)
-        if step.act == "snapshot":
+    def _run(self, steps: Sequence[Command]) -> None:
+        """Commands of one side, in one session."""
+        side = self.sides[steps[0].side]
+        for step, done in zip(steps, side.run_all([step.argv for step in steps], stop=steps[0].act != "unmount")):
+            # A rename mounts again only what it can.
+            if done.rc != 0 and not (step.act == "unmount" and "not currently mounted" in done.stderr):
+                raise failed(side.where, step.argv, done.stderr or done.stdout)
+            self.done.append(step)
+        if steps[0].act == "snapshot":
             self._prove()
 
     def _prove(self) -> None:
         """That the snapshot was taken of all datasets at once; their GUIDs are what has to arrive."""
-        view = self.views[SOURCE]
-        found = look_datasets(self.sides[SOURCE], view.top, self.want.recursive, self.want.copied)
-        self.views[SOURCE] = replace(view, datasets=found)
+        view, side = self.views[SOURCE], self.sides[SOURCE]
+        names = {below: f"{one.name}@{self.plan.name}" for below, one in view.datasets.items()}
+        done = side.run(*GET, "guid,createtxg", *names.values())
+        found = parse_get(done.stdout)
+        made = {
+            below: Snapshot(name.partition("@")[0], self.plan.name, *_guid_and_txg(found[name]))
+            for below, name in names.items()
+        }
+        datasets = {
+            below: replace(one, snapshots=(*one.snapshots, made[below])) for below, one in view.datasets.items()
+        }
+        self.views[SOURCE] = replace(view, datasets=datasets)
         require_atomic(self.views[SOURCE], self.plan.name)
         for one in self.sent:
             if not one.step.guid:
-                snapshot = found[one.step.below].named(self.plan.name) if one.step.below in found else None
-                if snapshot is None:
-                    raise HotspareError(f"{one.step.snapshot} was made and is gone: see who destroys snapshots there")
-                one.step = replace(one.step, guid=snapshot.guid)
+                one.step = replace(one.step, guid=made[one.step.below].guid)
                 one.estimated = self._asked(one.step)
         self._require_room()
 
@@ -197,17 +212,7 @@ class _Work:
             return
         side = self.sides[TARGET]
         names = [f"{target}@{one.step.snapshot.partition('@')[2]}" for target, one in sent.items()]
-        done = side.run(
-            "zfs",
-            "get",
-            "-Hp",
-            "-o",
-            "name,property,value,source",
-            "guid,receive_resume_token",
-            *names,
-            *sent,
-            check=False,
-        )
+        done = side.run(*GET, "guid,receive_resume_token", *names, *sent, check=False)
         found = parse_get(done.stdout)
         for (target, one), name in zip(sent.items(), names):
             guid = found.get(name, {}).get("guid", ("",))[0]
@@ -279,6 +284,17 @@ class _Work:
             "stale_holds": [{"side": side, "snapshot": name} for side, name in self.plan.stale],
             "steps": [_told(step) for step in self.plan.steps],
         }
+
+
+def _together(step: Step) -> str:
+    """What is run in one go: commands of one side; those that need a look behind them alone."""
+    if isinstance(step, Send):
+        return "send"
+    return f"{step.side} {step.act if step.act in ('snapshot', 'unmount') else 'others'}"
+
+
+def _guid_and_txg(properties: Mapping[str, tuple[str, str]]) -> tuple[str, int]:
+    return properties["guid"][0], int(properties["createtxg"][0])
 
 
 def _transfer(one: Sent) -> dict[str, Any]:

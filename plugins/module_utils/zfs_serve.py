@@ -10,13 +10,14 @@ import os
 import re
 import shlex
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
 from .config_file import read_config_file
 from .shell import PATH, HotspareError
-from .zfs import ENVIRONMENT, FLAGS, FROM, MADE, MOUNTS, NAME, SNAPSHOT_NAME, Side, decode
+from .zfs import AFTER, ENVIRONMENT, FLAGS, FROM, MADE, MOUNTS, NAME, SNAPSHOT_NAME, STOP, Side, batch, decode
 from .zfs_send import MBUFFER, UNZSTD, ZSTD
 
 LONGEST = 1 << 20  # characters of a command
@@ -58,18 +59,32 @@ def _parse(found: Mapping[str, Any]) -> Serve:
 
 def serve(path: str, told: Optional[str]) -> int:
     """Run what the other host asks for (SSH_ORIGINAL_COMMAND); its exit code. HotspareError when it may not."""
-    pipeline = parse(told or "")
-    permit(read_serve(path), pipeline)
-    return _run(pipeline)
+    config, asked_for = read_serve(path), parse(told or "")
+    if isinstance(asked_for, Batch):
+        for words in asked_for.commands:
+            permit(config, [words])
+        return _run_all(asked_for)
+    permit(config, asked_for)
+    return _run(asked_for)
 
 
-def parse(told: str) -> list[list[str]]:
-    """The programs of a command as zfs.Side sends it. (Pure.) HotspareError for any other."""
+@dataclass(frozen=True)
+class Batch:
+    """What zfs.batch made."""
+
+    commands: list[list[str]]
+    stop: bool
+
+
+def parse(told: str) -> Batch | list[list[str]]:
+    """A batch, or the programs of a pipeline, as zfs.Side sends them. (Pure.) HotspareError for any other."""
     try:
         words = shlex.split(told if len(told) <= LONGEST else "")
         if tuple(words[: len(ENVIRONMENT)]) != ENVIRONMENT:
             raise ValueError("it does not begin as ours do")
         words = words[len(ENVIRONMENT) :]
+        if words[:2] == ["sh", "-c"]:
+            return _parse_batch(words[2])
         if words[:4] != ["bash", "-o", "pipefail", "-c"]:
             return [words]
         (script,) = words[4:]
@@ -85,6 +100,16 @@ def parse(told: str) -> list[list[str]]:
         return pipeline
     except ValueError as error:
         raise HotspareError(f"this key runs no command {told[:200]!r} ({error}): see what uses it") from error
+
+
+def _parse_batch(script: str) -> Batch:
+    """ValueError for another script than zfs.batch makes: what is read is written again, and has to be the same."""
+    for stop in (False, True):
+        end = f"{AFTER}{STOP if stop else ''}; "
+        commands = [shlex.split(text) for text in script.split(end)[:-1]]
+        if commands and batch(commands, stop) == script:
+            return Batch(commands, stop)
+    raise ValueError("it is a script of another kind")
 
 
 def permit(config: Serve, pipeline: Sequence[Sequence[str]]) -> None:
@@ -133,7 +158,7 @@ def rules(config: Serve) -> list[str]:
             "[a-z_:,]+",
             every,
         ),
-        _rule(f"zfs get -Hp {columns} guid,receive_resume_token") + rf"(\n{every}(@{part})?)+",
+        _rule(f"zfs get -Hp {columns}", "guid,(receive_resume_token|createtxg)") + rf"(\n{every}(@{part})?)+",
         _rule("zfs holds -H") + rf"(\n{every}@{part})+",
         _rule("zfs (hold|release)", prefix) + rf"(\n{every}@{part})+",
         _rule("zfs send -nvP -t", r"[0-9a-f-]+"),
@@ -186,6 +211,17 @@ def _known(config: Serve, text: str) -> bool:
     """Whether a token is of something that may be sent; it does not say so itself in a way that can be read."""
     dataset = decode(Side(), text).toname.partition("@")[0]
     return any(f"{dataset}/".startswith(f"{name}/") for name in config.send)
+
+
+def _run_all(asked_for: Batch) -> int:
+    rc = 0
+    for words in asked_for.commands:
+        rc = _run([words])
+        sys.stdout.write(f"={rc}=\n")
+        sys.stdout.flush()
+        if rc and asked_for.stop:
+            break
+    return rc if asked_for.stop else 0
 
 
 def _run(pipeline: Sequence[Sequence[str]]) -> int:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import shlex
+import subprocess
 from typing import Any
 
 import pytest
@@ -161,6 +162,45 @@ def test_commands_share_one_connection_which_ends(far, monkeypatch):
     assert len(sockets) == 1 and len(max(sockets, key=len)) < 100
     assert ran.argv[-1][-3:] == ["-O", "exit", "db2"]
     assert len(ran.argv) == 3
+
+
+COMMANDS = [("zfs", "version"), ("zfs", "hold", "x", "it's@a"), ("zpool", "status")]
+
+
+@pytest.mark.parametrize(
+    ("stop", "codes", "ran"),
+    [(False, "0 1 0", 3), (True, "0 1", 2), (True, "0 0 0", 3), (False, "0", 0), (True, "", 0)],
+)
+def test_there_many_commands_are_one_session(far, monkeypatch, stop, codes, ran):
+    stdout = "".join(f"said\n={code}=\n" for code in codes.split())
+    seen = Ran(int((codes.split() or ["7"])[-1]), stdout, "no such thing")
+    monkeypatch.setattr(zfs, "run", seen)
+    if not ran:
+        with pytest.raises(HotspareError, match="failed: no such thing"):
+            far.run_all(COMMANDS, stop=stop)
+        return
+    found = far.run_all(COMMANDS, stop=stop)
+    assert len(seen.argv) == 1
+    assert [done.rc for done in found] == [int(code) for code in codes.split()]
+    assert [done.argv for done in found] == [list(words) for words in COMMANDS[:ran]]
+    assert [(done.stdout, done.stderr) for done in found[:2]] == [
+        ("said\n", ""),
+        ("said\n", "no such thing" * found[1].rc),
+    ]
+
+
+@pytest.mark.parametrize("stop", [False, True])
+def test_the_script_of_many(stop):
+    script = zfs.batch([("echo", "a b"), ("sh", "-c", "exit 3"), ("echo", "c")], stop)
+    done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=False)
+    assert done.stdout == ("a b\n=0=\n=3=\n" if stop else "a b\n=0=\n=3=\nc\n=0=\n")
+    assert done.returncode == (3 if stop else 0)
+
+
+def test_here_many_are_many():
+    done = Side().run_all([("echo", "a"), ("false",), ("echo", "b")], stop=True)
+    assert [(one.rc, one.stdout) for one in done] == [(0, "a\n"), (1, "")]
+    assert [one.rc for one in Side().run_all([("false",), ("true",)])] == [1, 0]
 
 
 def test_without_a_key_it_is_not_tried(tmp_path):

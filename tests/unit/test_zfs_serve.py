@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from ansible_collections.hotspare.postgresql.plugins.module_utils import program, zfs_serve
 from ansible_collections.hotspare.postgresql.plugins.module_utils.shell import HotspareError
-from ansible_collections.hotspare.postgresql.plugins.module_utils.zfs import ENVIRONMENT, Login, Side, Token
+from ansible_collections.hotspare.postgresql.plugins.module_utils.zfs import ENVIRONMENT, Login, Side, Token, batch
 from ansible_collections.hotspare.postgresql.plugins.module_utils.zfs_refusals import Keep
 from ansible_collections.hotspare.postgresql.plugins.module_utils.zfs_send import MBUFFER, UNZSTD, ZSTD
 from ansible_collections.hotspare.postgresql.plugins.module_utils.zfs_serve import Serve, parse, permit
@@ -162,6 +162,20 @@ def test_it_reads_what_the_module_sends(tmp_path):
         ):
             (stage,) = side.stages(pipeline)
             assert parse(stage.argv[-1]) == pipeline
+
+
+def test_it_reads_batches_and_no_other_script(tmp_path, capfd):
+    commands = [["zfs", "hold", "x", "a; b"], ["zfs", "version"]]
+    for stop in (False, True):
+        told = shlex.join([*ENVIRONMENT, "sh", "-c", batch(commands, stop)])
+        assert parse(told) == zfs_serve.Batch(commands, stop)
+    good = batch(commands, True)
+    for bad in (good + "reboot", "reboot; " + good, good.replace("version", "version; reboot"), "reboot", ""):
+        with pytest.raises(HotspareError, match="this key runs no command"):
+            parse(shlex.join([*ENVIRONMENT, "sh", "-c", bad]))
+    for stop, out, rc in ((True, "=0=\n=1=\n", 1), (False, "=0=\n=1=\n=0=\n", 0)):
+        assert zfs_serve._run_all(zfs_serve.Batch([["true"], ["false"], ["true"]], stop)) == rc
+        assert capfd.readouterr().out == out
 
 
 @pytest.mark.parametrize(

@@ -150,7 +150,17 @@ class Host:
         return "".join(f"{name}\t{self.available}\n" for name in inside)
 
     def _zfs_get(self, words: list[str]) -> str:
-        if "guid,receive_resume_token" in words:  # of names
+        if "guid,createtxg" in words:  # of names
+            found = [(full, *full.split("@")) for full in words[words.index("guid,createtxg") + 1 :]]
+            snaps = [(full, self.data[dataset].snap(name)) for full, dataset, name in found]
+            return _rows(
+                [
+                    row
+                    for full, one in snaps
+                    for row in ((full, "guid", str(one.guid), "-"), (full, "createtxg", str(one.txg), "-"))
+                ]
+            )
+        if "guid,receive_resume_token" in words:
             rows = []
             for name in words[words.index("guid,receive_resume_token") + 1 :]:
                 dataset, _at, short = name.partition("@")
@@ -419,6 +429,14 @@ class Here(Side):
         self.dies()
         if check and done.rc:
             raise failed(self.where, words, done.stderr)
+        return done
+
+    def run_all(self, commands: Sequence[Sequence[str]], *, stop: bool = False) -> list[Completed]:
+        done: list[Completed] = []
+        for words in commands:
+            done.append(self.run(*words, check=False))
+            if stop and done[-1].rc:
+                break
         return done
 
     def stages(self, pipeline: Sequence[Sequence[str]]) -> list[Stage]:
