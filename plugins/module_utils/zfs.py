@@ -282,7 +282,6 @@ def unreachable(login: Login, said: str) -> HotspareError:
 ADVICE = (
     ("permission denied", "allow it there (zfs allow), or work as root"),
     ("dataset is busy", "stop what uses it (fuser -vm, zfs holds) and run this again"),
-    ("pool or dataset is busy", "stop what uses it (fuser -vm) and run this again"),
     ("out of space", "make room there, or send less"),
     ("No such file", "install zfsutils-linux there, and load its kernel module"),
     ("dataset does not exist", "see zfs list there"),

@@ -54,11 +54,12 @@ class Pools(RuleBasedStateMachine):
         if one is not None and not (one.partial and not one.snaps):
             self.hosts[side].write(one.name)
 
-    @rule(side=SIDES, together=st.booleans())
-    def snapshot(self, side: str, together: bool) -> None:
+    @rule(side=SIDES, together=st.booleans(), like_ours=st.booleans())
+    def snapshot(self, side: str, together: bool, like_ours: bool) -> None:
         self.users += 1
+        short = f"hotspare-20251121T1600{self.users:02d}Z" if like_ours else f"user{self.users}"
         names = [
-            f"{name}@user{self.users}"
+            f"{name}@{short}"
             for name, one in self.hosts[side].data.items()
             if name.startswith(self.name(side)) and not one.partial
         ]

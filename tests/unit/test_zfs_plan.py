@@ -10,6 +10,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 import pytest
+from ansible_collections.hotspare.postgresql.plugins.module_utils.shell import HotspareError
 from ansible_collections.hotspare.postgresql.plugins.module_utils.zfs import look
 from ansible_collections.hotspare.postgresql.plugins.module_utils.zfs_plan import Keep, Plan, Send, make_plan
 from ansible_collections.hotspare.postgresql.plugins.module_utils.zfs_refusals import Refusal, Want, require_room, size
@@ -225,6 +226,31 @@ def test_what_is_in_the_way_is_renamed_and_kept(pair, trouble):
     assert pair.target.data[aside].own["canmount"] == "noauto"
     assert pair.same()
     assert pair.run()["kind"] == "incremental"
+
+
+def test_what_is_in_use_stays_where_it_is(pair):
+    pair.run()
+    pair.target.write("backup/pg")
+    pair.target.data["backup/pg/wal"].busy = True
+    before = pair.state()
+    with pytest.raises(HotspareError, match="zfs rename on db2 failed: .* is busy; stop what uses it"):
+        pair.run(in_the_way="rename")
+    assert pair.state() == before
+
+
+def test_a_branch_that_a_run_had_begun_is_finished(pair):
+    """Renamed, and then killed: before the clone, and between the clone and its promotion."""
+    pair.run()
+    pair.target.write("backup/pg")
+    aside = "backup/pg-aside-20261121T160100Z"
+    pair.target._zfs_rename(["backup/pg", aside])
+    assert acts(pair.plan(in_the_way="rename"))[:3] == ["quiet destination", "clone destination", "promote destination"]
+    base = pair.target.data[aside].snaps[-1].name
+    pair.target._zfs_clone(["-o", "canmount=noauto", f"{aside}@{base}", "backup/pg"])
+    plan = pair.plan(in_the_way="rename")
+    assert acts(plan)[:4] == ["quiet destination", "promote destination", "clone destination", "promote destination"]
+    assert pair.run(in_the_way="rename")["kind"] == "incremental"
+    assert pair.same()
 
 
 def test_retention(pair):
