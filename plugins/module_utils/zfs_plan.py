@@ -111,8 +111,9 @@ class _Planning:
         self.name = want.snapshot
         self.steps: list[Step] = []
         self.resumes: dict[str, Snapshot] = {}
-        if want.snapshot and not SNAPSHOT_NAME.fullmatch(want.snapshot):
-            raise Refusal(f"{want.snapshot!r} is no name for a snapshot: use letters, digits, and any of _ . : -")
+        for name in (want.snapshot, want.prefix):
+            if name and not SNAPSHOT_NAME.fullmatch(name):
+                raise Refusal(f"{name!r} is no name for a snapshot: use letters, digits, and any of _ . : -")
 
     # --- states ------------------------------------------------------------------------------------------------------
 
@@ -523,17 +524,17 @@ class _Planning:
         self._hold(SOURCE, point.members.values(), "it is the base of the next send")
         self._hold(TARGET, [self._now(TARGET, found) for found in arrived.values()], "it is the base of the next send")
         reason = f"{point.name} takes its place"
-        ours, theirs_ = [], []
+        here, there = [], []
         for below, found in arrived.items():
             dataset = self.source.datasets[below]
             for old in self.there.datasets[below].snapshots:
                 mine = dataset.find(old.guid)
                 if mine is not None and old.guid != found.guid and mine.createtxg < (point.txg or 1 << 63):
-                    theirs_.append(old)
+                    there.append(old)
                     if not mine.bookmark:
-                        ours.append(mine)
-        self._release(SOURCE, ours, reason)
-        self._release(TARGET, theirs_, reason)
+                        here.append(mine)
+        self._release(SOURCE, here, reason)
+        self._release(TARGET, there, reason)
 
     def _common_name(self, view: View) -> str:
         """The newest snapshot of ours, which a chain may go on from."""

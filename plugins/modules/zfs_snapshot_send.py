@@ -131,7 +131,7 @@ requirements:
 seealso:
   - name: zfs-send(8)
     description: The manual of what this module calls.
-    link: https://openzfs.github.io/openzfs-docs/man/master/8/zfs-send.8.html
+    link: https://openzfs.github.io/openzfs-docs/man/v2.3/8/zfs-send.8.html
 notes:
   - Run it as root (C(become=true)), or as an account that C(zfs allow) lets C(send), C(snapshot), C(hold), C(release)
     and C(userprop) on the source, and C(receive), C(create), C(mount), C(hold), C(release) and C(userprop) on the
@@ -326,6 +326,11 @@ def _keep(given: Optional[Mapping[str, Any]]) -> Keep:
     return Keep(given["keep_count"], given["keep_days"]) if given else Keep()
 
 
+def _text(value: Any) -> str:
+    """YAML takes a plain on or off for a boolean."""
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
+
+
 def _work(params: Mapping[str, Any], check_mode: bool) -> dict[str, Any]:
     source, target = params["source"], params["destination"]
     if target and source["host"] and target["host"]:
@@ -341,7 +346,7 @@ def _work(params: Mapping[str, Any], check_mode: bool) -> dict[str, Any]:
         allow_full=params["allow_full"],
         in_the_way=params["in_the_way"],
         raw=params["raw"],
-        properties={key: str(value) for key, value in params["properties"].items()},
+        properties={key: _text(value) for key, value in params["properties"].items()},
         copied=tuple(params["copied_properties"]),
         keep_source=_keep(source),
         keep_target=_keep(target),

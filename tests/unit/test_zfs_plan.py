@@ -432,6 +432,7 @@ def test_flags_stay_those_of_the_chain(pair):
 
 def test_names(pair):
     assert "'a b' is no name for a snapshot" in pair.refused(snapshot="a b")
+    assert "'a/b' is no name for a snapshot" in pair.refused(prefix="a/b")
     pair.source.snapshot(*(f"{name}@hotspare-20261121T160100Z" for name in TREE))
     with pytest.raises(Refusal, match="has a snapshot hotspare-20261121T160100Z already"):
         pair.run()

@@ -483,3 +483,61 @@ def test_an_encrypted_source(send):
     args["snapshot"] = "next"
     assert "was received encrypted (raw), and a chain cannot change that" in send.refused(**args, raw=False)
     assert send.run(**args, raw=True)["kind"] == "incremental"
+
+
+# --- who may what ----------------------------------------------------------------------------------------------------
+
+PROGRAM = "/usr/bin/python3 -I /usr/local/lib/hotspare/hotspare.pyz"  # which site.yml has installed
+CONFIG = "/etc/hotspare-zfs-send.json"
+
+
+@contextmanager
+def authorized(send: Send, account: str, home: str, options: str = "") -> Iterator[dict[str, Any]]:
+    """The login of a new key of the first machine at the second one."""
+    key = f"/root/key-{account}"
+    send.guests.run(send.one, "rm", "-f", key, f"{key}.pub")
+    send.guests.run(send.one, "ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key)
+    public = send.guests.run(send.one, "cat", f"{key}.pub")
+    path = f"{home}/.ssh/authorized_keys"
+    before = send.guests.run(send.two, "cat", path, check=False)
+    send.guests.run(send.two, "install", "-d", "-m", "700", "-o", account, f"{home}/.ssh")
+    send.guests.run(send.two, "tee", path, stdin=f"{before}{options}{public}")
+    send.guests.run(send.two, "chown", account, path)
+    try:
+        yield {**send.login(send.two), "identity": key, "account": account}
+    finally:
+        send.guests.run(send.two, "tee", path, stdin=before)
+
+
+def test_a_key_that_may_receive_one_dataset(send):
+    properties = {"canmount": "noauto", "readonly": "on"}
+    copied = ["recordsize", "compression", "atime"]
+    config = {"prefix": "hotspare", "receive": [f"{THERE}/pg"], "properties": properties, "copied": copied}
+    send.guests.run(send.two, "tee", CONFIG, stdin=json.dumps(config))
+    forced = f'restrict,command="{PROGRAM} zfs-serve {CONFIG}" '
+    with authorized(send, "root", "/root", forced) as login:
+        there = {"dataset": f"{THERE}/pg", **login}
+        assert send.run(destination=there, snapshot="seed")["kind"] == "full"
+        assert send.run(destination=there, snapshot="seed")["changed"] is False
+        other = {"dataset": f"{THERE}/other", **login}
+        assert "this key may not run" in send.refused(destination=other)
+        ssh = ["ssh", "-i", login["identity"], "-o", "IdentitiesOnly=yes", send.two]
+        send.guests.run(send.one, *ssh, f"zfs destroy -r {THERE}/pg", check=False)
+        send.guests.run(send.one, *ssh, f"env x zfs destroy -r {THERE}/pg", check=False)
+    send.same("seed")
+
+
+def test_an_account_with_delegated_rights(send):
+    """It may do what was allowed, and is told what was not."""
+    send.guests.run(send.two, "useradd", "--create-home", "zrecv", check=False)
+    rights = "create,mount,receive,hold,release,userprop,canmount,readonly,recordsize,compression,atime"
+    send.zfs(send.two, "allow", "zrecv", rights, THERE)
+    with authorized(send, "zrecv", "/home/zrecv") as login:
+        there = {"dataset": f"{THERE}/pg", **login}
+        assert send.run(destination=there, snapshot="seed")["kind"] == "full"
+        assert send.run(destination=there, snapshot="seed")["changed"] is False
+        send.same("seed")
+        send.zfs(send.two, "unallow", "zrecv", THERE)
+        result = send.finish(send.start({**send.args, "destination": there, "snapshot": "next"}))
+        assert result["failed"]
+        assert "permission denied; allow it there (zfs allow), or work as root" in result["msg"]
