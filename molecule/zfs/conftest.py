@@ -49,6 +49,7 @@ class Guests:
         path = self.directory / node
         process = self.shared.get(node)
         if process is None or process.poll() is not None:
+            path.unlink(missing_ok=True)
             self.shared[node] = subprocess.Popen(
                 [*SSH, "-MNT", "-o", f"ControlPath={path}", "-o", "ServerAliveInterval=5", node],
                 stdin=subprocess.DEVNULL,
@@ -101,7 +102,7 @@ class Guests:
         return dict(line.split("\t", 1) for line in listed.splitlines())
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="session", autouse=True)
 def guests(lab: Any) -> Iterator[Guests]:
     # A socket's path is short.
     with tempfile.TemporaryDirectory(prefix="hotspare-") as directory:
