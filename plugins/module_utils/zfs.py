@@ -23,7 +23,7 @@ from . import ssh
 from .shell import PATH, CommandError, Completed, HotspareError, run
 
 OLDEST = (2, 1)  # of OpenZFS: what Debian 11 has from its backports
-MADE = "hotspare:made"  # of a snapshot: the prefix of the job that made it, or received it
+MADE = "hotspare:made"  # of a snapshot: the prefix under which it was made or received, a slash, and its moment
 FROM = "hotspare:from"  # of a received dataset: the GUID of the dataset it comes from
 FLAGS = "hotspare:flags"  # of a received dataset: the flags of its chain, which must not change
 
@@ -44,7 +44,8 @@ ENVIRONMENT = ("env", f"PATH={PATH}", "LC_ALL=C")
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A snapshot, or a bookmark (`dataset#name`). `made`: the prefix under which we made it, if we did."""
+    """A snapshot, or a bookmark (`dataset#name`). `made`: the prefix under which we made it, if we did; `moment`: what
+    those that were made at once have in common, their copies too, of which each has a createtxg of its own."""
 
     dataset: str
     name: str
@@ -55,6 +56,7 @@ class Snapshot:
     holds: frozenset[str] = frozenset()
     cloned: bool = False
     made: str = ""
+    moment: str = ""
     bookmark: bool = False
 
     def __str__(self) -> str:
@@ -443,7 +445,9 @@ def parse_estimate(text: str) -> Optional[int]:
 def parse_snapshot(name: str, properties: Properties, holds: frozenset[str]) -> Snapshot:
     bookmark = "#" in name
     dataset, _sign, short = name.partition("#" if bookmark else "@")
-    made, source = properties.get(MADE, ("-", "-"))
+    note, source = properties.get(MADE, ("-", "-"))
+    # Not what its dataset has.
+    made, _slash, moment = note.partition("/") if source == "local" and not bookmark else ("", "", "")
     return Snapshot(
         dataset,
         short,
@@ -453,7 +457,8 @@ def parse_snapshot(name: str, properties: Properties, holds: frozenset[str]) -> 
         _number(properties["userrefs"][0]),
         holds,
         cloned=properties["clones"][0] not in ("-", ""),
-        made=made if source == "local" and not bookmark else "",  # not what its dataset has
+        made=made,
+        moment=moment,
         bookmark=bookmark,
     )
 

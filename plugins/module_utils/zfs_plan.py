@@ -10,6 +10,7 @@ a stream is one dataset's (no -R), carries no properties (no -p), and rolls noth
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -98,8 +99,12 @@ class _Point:
     """A snapshot of all datasets of the source at once."""
 
     name: str
-    txg: Optional[int]  # None: still to be made
     members: Mapping[str, Snapshot]
+    future: bool = False  # still to be made
+
+    def follows(self, below: str, one: Snapshot) -> bool:
+        """Whether a snapshot of the same dataset of the source is older. (Only there do its numbers mean something.)"""
+        return self.future or one.createtxg < self.members[below].createtxg
 
 
 class _Planning:
@@ -138,7 +143,7 @@ class _Planning:
     def snapshotted(self) -> None:
         check_source(self.source, self.want)
         point = self._point()
-        if point.txg is None:
+        if point.future:
             self._take(point)
         self._hold(SOURCE, point.members.values(), "so that it is there when it is to be sent")
         self._prune(SOURCE, self.want.keep_source, point.name)
@@ -186,23 +191,26 @@ class _Planning:
         found = {below: dataset.named(self.name) for below, dataset in self.source.datasets.items()}
         members = {below: one for below, one in found.items() if one}
         if not members:
+            moment = f"{self.source.pool.guid}-{self.now:%Y%m%dT%H%M%SZ}"
             new = {
-                b: Snapshot(d.name, self.name, "", 0, made=self.want.prefix) for b, d in self.source.datasets.items()
+                below: Snapshot(one.name, self.name, "", 0, made=self.want.prefix, moment=moment)
+                for below, one in self.source.datasets.items()
             }
-            return _Point(self.name, None, new)
+            return _Point(self.name, new, future=True)
         if not self.want.snapshot:
             raise Refusal(f"{self.source.called()} has a snapshot {self.name} already: run this again in a second")
         require_atomic(self.source, self.name)
-        return _Point(self.name, next(iter(members.values())).createtxg, members)
+        return _Point(self.name, members)
 
     def _points(self) -> list[_Point]:
-        """All that the source has, by their transaction groups."""
-        found: dict[tuple[int, str], dict[str, Snapshot]] = {}
+        """All that the source has, the oldest first."""
+        found: dict[str, dict[str, Snapshot]] = {}
         for below, dataset in self.source.datasets.items():
             for one in dataset.snapshots:
                 if one.guid:
-                    found.setdefault((one.createtxg, one.name), {})[below] = one
-        return [_Point(name, txg, members) for (txg, name), members in sorted(found.items(), key=lambda item: item[0])]
+                    found.setdefault(one.name, {})[below] = one
+        points = [_Point(name, members) for name, members in found.items()]
+        return sorted(points, key=lambda point: max(one.createtxg for one in point.members.values()))
 
     def _arrived(self, below: str, guid: str) -> bool:
         theirs = self.there.datasets.get(below)
@@ -259,7 +267,7 @@ class _Planning:
             bases, obstacles = self._way(point, open_)
             if obstacles:
                 raise Refusal(f"{obstacles[0]}: see what that is, and give it another name or another destination")
-        if point.txg is None:  # a destination that is in use has failed by now, and nothing was changed
+        if point.future:  # a destination that is in use has failed by now, and nothing was changed
             self._take(point)
         full = [below for below in open_ if below not in bases and below not in self.resumes]
         if full and not self.want.allow_full:
@@ -291,10 +299,11 @@ class _Planning:
     def _newer(self, point: _Point, below: str) -> Optional[Snapshot]:
         """What a dataset of the destination has of the source that is newer."""
         ours, theirs = self.source.datasets[below], self.there.datasets.get(below)
-        if theirs is None or point.txg is None:
+        if theirs is None:
             return None
         found = (ours.find(one.guid) for one in theirs.snapshots if one.guid)
-        return next((one for one in found if one is not None and one.createtxg > (point.txg or 0)), None)
+        to = point.members[below].guid
+        return next((one for one in found if one and one.guid != to and not point.follows(below, one)), None)
 
     def _way(self, point: _Point, open_: Sequence[str]) -> tuple[dict[str, tuple[Snapshot, Snapshot]], list[str]]:
         """From what each dataset goes on, and what is in its way."""
@@ -305,22 +314,22 @@ class _Planning:
     def _bases(
         self, point: _Point, behind: Iterable[str], theirs: Mapping[str, Dataset]
     ) -> dict[str, tuple[Snapshot, Snapshot]]:
-        """The newest snapshot (or, on the source, bookmark) that all of them have on both sides, taken at once; by
-        dataset, as (on the source, on the destination). Empty when there is none."""
-        common: list[dict[tuple[int, str], tuple[Snapshot, Snapshot]]] = []
+        """The newest snapshot (or, on the source, bookmark) that all of them have on both sides, under one name;
+        by dataset, as (on the source, on the destination). Empty when there is none."""
+        common: list[dict[str, tuple[Snapshot, Snapshot]]] = []
         for below in behind:
             ours = self.source.datasets[below]
             here = {one.guid: one for one in (*ours.bookmarks, *ours.snapshots) if one.guid}  # rather a snapshot
             older = (
                 (here[one.guid], one)
                 for one in theirs[below].snapshots
-                if one.guid in here and (point.txg is None or here[one.guid].createtxg < point.txg)
+                if one.guid in here and point.follows(below, here[one.guid])
             )
-            common.append({(pair[0].createtxg, pair[1].name): pair for pair in older})
+            common.append({pair[1].name: pair for pair in older})
         shared = set(common[0]).intersection(*common[1:]) if common else set()
         if not shared:
             return {}
-        newest = max(shared)
+        newest = max(shared, key=lambda name: max(pairs[name][0].createtxg for pairs in common))
         return {below: pairs[newest] for below, pairs in zip(behind, common)}
 
     def _obstacles(
@@ -466,7 +475,9 @@ class _Planning:
         self.resumes.pop(below, None)
         before = theirs.snapshots if theirs else ()
         arrived = replace(one, dataset=target, createtxg=max((s.createtxg for s in before), default=0) + 1)
-        arrived = replace(arrived, holds=frozenset(), userrefs=0, made="", cloned=False, creation=self._created(one))
+        arrived = replace(
+            arrived, holds=frozenset(), userrefs=0, made="", moment="", cloned=False, creation=self._created(one)
+        )
         new = Dataset(target, "filesystem", "", flags=flags, came_from=ours.guid, encryption="?")
         self._put(below, replace(theirs or new, token=None, written=0, snapshots=(*before, arrived)))
 
@@ -491,7 +502,7 @@ class _Planning:
     def _take(self, point: _Point) -> None:
         top = f"{self.source.top}@{point.name}"
         deep = ["-r"] if self.want.recursive else []
-        argv = ["zfs", "snapshot", *deep, "-o", f"{MADE}={self.want.prefix}", top]
+        argv = ["zfs", "snapshot", *deep, "-o", _note(point.members[""]), top]
         every = [str(one) for one in point.members.values()]
         self._do("snapshot", SOURCE, argv, every, "one command, so that all datasets are of one moment")
         newest = max((s.createtxg for d in self.source.datasets.values() for s in d.snapshots), default=0)
@@ -512,15 +523,15 @@ class _Planning:
             if found is not None:
                 arrived[below] = found
         unmarked = [
-            found
+            replace(found, made=self.want.prefix, moment=point.members[below].moment)
             for below, found in arrived.items()
             if not found.made and point.members[below].made == self.want.prefix
         ]
-        for batch in batches(sorted(map(str, unmarked))):
-            note = f"{MADE}={self.want.prefix}"
-            self._do("mark", TARGET, ["zfs", "set", note, *batch], batch, "retention is to know that it is ours")
+        for note, found_ in itertools.groupby(sorted(unmarked, key=_note), _note):
+            for batch in batches(sorted(map(str, found_))):
+                self._do("mark", TARGET, ["zfs", "set", note, *batch], batch, "retention is to know that it is ours")
         for found in unmarked:
-            self._remember(TARGET, replace(found, made=self.want.prefix))
+            self._remember(TARGET, found)
         self._hold(SOURCE, point.members.values(), "it is the base of the next send")
         self._hold(TARGET, [self._now(TARGET, found) for found in arrived.values()], "it is the base of the next send")
         reason = f"{point.name} takes its place"
@@ -529,7 +540,7 @@ class _Planning:
             dataset = self.source.datasets[below]
             for old in self.there.datasets[below].snapshots:
                 mine = dataset.find(old.guid)
-                if mine is not None and old.guid != found.guid and mine.createtxg < (point.txg or 1 << 63):
+                if mine is not None and old.guid != found.guid and point.follows(below, mine):
                     there.append(old)
                     if not mine.bookmark:
                         here.append(mine)
@@ -645,6 +656,10 @@ class _Planning:
 
     def _put(self, below: str, dataset: Dataset) -> None:
         self.target = replace(self.there, datasets={**self.there.datasets, below: dataset})
+
+
+def _note(one: Snapshot) -> str:
+    return f"{MADE}={one.made}/{one.moment}"
 
 
 def _identity(one: Snapshot) -> str:

@@ -126,12 +126,14 @@ def _too_old(view: View) -> str:
 
 
 def require_atomic(view: View, name: str) -> None:
-    """Refusal unless the snapshot was taken of all datasets at once: then they share a createtxg. A dataset that is
-    younger need not have it. `creation` proves nothing (openzfs/zfs#18220)."""
+    """Refusal unless the snapshot was taken of all datasets at once: then they share a createtxg. Copies share what was
+    noted then. A dataset that is younger need not have it. `creation` proves nothing (openzfs/zfs#18220)."""
     found = {below: dataset.named(name) for below, dataset in view.datasets.items()}
-    txgs = {snapshot.createtxg for snapshot in found.values() if snapshot}
-    if len(txgs) > 1:
-        parts = ", ".join(f"{view.top}{below}@{name} in {one.createtxg}" for below, one in found.items() if one)
+    members = [snapshot for snapshot in found.values() if snapshot]
+    txgs = {snapshot.createtxg for snapshot in members}
+    moments = {snapshot.moment for snapshot in members}
+    if len(txgs) > 1 and (len(moments) > 1 or "" in moments):
+        parts = ", ".join(f"{one} in {one.createtxg}" for one in members)
         raise Refusal(
             f"the snapshots {name} on {view.where} were not taken at once (transaction groups: {parts}), so that "
             "PostgreSQL would start on them and be corrupt: take them again by one zfs snapshot -r"

@@ -172,7 +172,7 @@ def rules(config: Serve) -> list[str]:
         found += [
             _rule("zfs receive -s -u") + options + rf"\n{inner}",
             _rule("zfs receive -A", inner),
-            _rule(f"zfs set {MADE}=") + prefix + rf"(\n{inner}@{part})+",
+            _rule(f"zfs set {MADE}=") + rf"{prefix}/[\w-]+" + rf"(\n{inner}@{part})+",
         ]
         if config.rename:
             found += [
@@ -185,7 +185,7 @@ def rules(config: Serve) -> list[str]:
     if config.send:
         what = rf"(\n-[Lecw]+)?(\n-i\n{source}[@#]{part})?\n{source}@{part}"
         found += [
-            r"zfs\nsnapshot(\n-r)?" + rf"\n-o\n{MADE}={prefix}\n{source}@{part}",
+            r"zfs\nsnapshot(\n-r)?" + rf"\n-o\n{MADE}={prefix}/[\w-]+\n{source}@{part}",
             _rule("zfs send") + rf"(\n-nvP)?{what}",
             _rule("zfs send -t", r"[0-9a-f-]+"),
             "\n".join(re.escape(word) for word in MOUNTS),

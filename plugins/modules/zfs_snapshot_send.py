@@ -288,8 +288,7 @@ steps:
   type: list
   elements: str
   sample:
-    - "source: zfs snapshot -o hotspare:made=hotspare tank/pg@hotspare-20260131T120000Z (one command, so that all
-      datasets are of one moment)"
+    - "source: zfs hold hotspare tank/pg@hotspare-20260131T120000Z (so that it stays until it has arrived)"
 """
 
 from collections.abc import Mapping

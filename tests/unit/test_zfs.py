@@ -85,9 +85,9 @@ def test_mounts():
 def test_a_snapshot_is_ours_by_its_own_mark_only():
     properties = dict.fromkeys(zfs.SNAPSHOT_PROPERTIES, ("-", "-"))
     properties.update(guid=("7", "-"), createtxg=("3", "-"), userrefs=("1", "-"))
-    own = {**properties, zfs.MADE: ("nightly", "local")}
+    own = {**properties, zfs.MADE: ("nightly/1-2", "local")}
     found = zfs.parse_snapshot("tank/pg@a", own, frozenset({"x"}))
-    assert found == Snapshot("tank/pg", "a", "7", 3, 0, 1, frozenset({"x"}), made="nightly")
+    assert found == Snapshot("tank/pg", "a", "7", 3, 0, 1, frozenset({"x"}), made="nightly", moment="1-2")
     inherited = {**properties, zfs.MADE: ("nightly", "inherited from tank/pg")}
     assert zfs.parse_snapshot("tank/pg@a", inherited, frozenset()).made == ""
     assert str(zfs.parse_snapshot("tank/pg#a", own, frozenset())) == "tank/pg#a"

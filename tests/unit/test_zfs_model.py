@@ -201,7 +201,7 @@ class Pools(RuleBasedStateMachine):
 
     def _look(self, host: Host) -> dict[str, Any]:
         snaps = [snap for one in host.data.values() for snap in one.snaps]
-        self.made |= {snap.guid for snap in snaps if snap.made == "hotspare"}  # its copies are as well
+        self.made |= {snap.guid for snap in snaps if snap.made.startswith("hotspare/")}  # its copies are as well
         return {
             # A destination that was renamed and received anew has a snapshot twice.
             "others": Counter(

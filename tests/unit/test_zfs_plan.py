@@ -228,6 +228,29 @@ def test_what_is_in_the_way_is_renamed_and_kept(pair, trouble):
     assert pair.run()["kind"] == "incremental"
 
 
+def test_what_received_sends_back_what_changed(pair):
+    """After a cutover. Each received snapshot has a transaction group of its own."""
+    pair.run(snapshot="seed")
+    pair.target.write("backup/pg")
+    pair.source.write("tank/pg")
+    pair.source, pair.target, pair.names = pair.target, pair.source, ("backup/pg", "tank/pg")
+    back = pair.run(in_the_way="rename")
+    assert (back["kind"], back["renamed"]) == ("incremental", "tank/pg-aside-20261121T160200Z")
+    assert {one["base"].partition("@")[2] for one in back["transfers"]} == {"seed"}
+    assert pair.source.data["backup/pg"].content == pair.target.data["tank/pg"].content
+
+
+def test_a_copy_is_of_one_moment_as_its_original_was(pair):
+    pair.run(snapshot="seed")
+    third = Host("third")
+    pair.source, pair.target, pair.names = pair.target, third, ("backup/pg", "third/pg")
+    assert len({pair.source.data[name].snaps[0].txg for name in ("backup/pg", "backup/pg/wal")}) == 2
+    assert pair.run(snapshot="seed")["kind"] == "full"
+    pair.source.data["backup/pg"].snaps[0].made = "hotspare/another"
+    pair.names = ("backup/pg", "third/more")
+    assert "were not taken at once" in pair.refused(snapshot="seed")
+
+
 def test_what_is_in_use_stays_where_it_is(pair):
     pair.run()
     pair.target.write("backup/pg")

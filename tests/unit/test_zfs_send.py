@@ -42,7 +42,7 @@ def test_the_result(both):
     assert (found["estimated_bytes"], found["sent_bytes"], found["pruned"], found["renamed"]) == (4096, 4096, [], None)
     (stream,) = found["transfers"]
     assert (stream["dataset"], stream["kind"], stream["guid"], stream["base"]) == ("backup/pg", "full", guid, None)
-    assert found["steps"][0].startswith("source: zfs snapshot -o hotspare:made=hotspare tank/pg@seed (")
+    assert found["steps"][0].startswith("source: zfs snapshot -o hotspare:made=hotspare/")
 
 
 def test_how_far_it_is(both, tmp_path):

@@ -141,7 +141,7 @@ def test_who_may_only_receive_may_not_send_nor_give_up():
         "zfs send backup/pg@a",
         "zfs destroy backup/pg@hotspare-20261121T160000Z",
         "zfs rename backup/pg backup/pg-aside-20261121T160000Z",
-        "zfs snapshot -o hotspare:made=hotspare backup/pg@a",
+        "zfs snapshot -o hotspare:made=hotspare/1 backup/pg@a",
     ):
         assert not permitted(config, words)
 

@@ -89,4 +89,5 @@ def test_who_is_interrupted_ends_them_all(monkeypatch):
     monkeypatch.setattr(zfs_stream.subprocess, "Popen", remembered)
     with pytest.raises(Stop):
         flow([sh("sleep 1000")], [sh("cat")], stop)
-    assert [process.returncode for process in started] == [-9, -9]
+    assert len(started) == 2
+    assert all(process.returncode is not None for process in started)  # one may see the end of its input first
