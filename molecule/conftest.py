@@ -24,6 +24,10 @@ import yaml
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))  # ledger.py lies beside this file
 
+# s; on a busy machine all takes its time, and what has not come by then does not come.
+PATIENCE = 240
+PLAY_PATIENCE = 1200
+
 RECAP = re.compile(
     r"^(\S+)\s+: ok=(\d+)\s+changed=(\d+)\s+unreachable=(\d+)\s+failed=(\d+)\s+skipped=(\d+)", re.MULTILINE
 )
@@ -159,11 +163,11 @@ class Lab:
         began = time.monotonic()
         process = self.start(playbook, *args, env=env)
         try:
-            output, _ = process.communicate(timeout=400)
+            output, _ = process.communicate(timeout=PLAY_PATIENCE)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             output, _ = process.communicate()
-            pytest.fail(f"{playbook} {args} did not end within 400 s:\n{output}")
+            pytest.fail(f"{playbook} {args} did not end within {PLAY_PATIENCE} s:\n{output}")
         play = Play(process.returncode, output, time.monotonic() - began)
         print(f"--- {playbook} {' '.join(args)}: exit code {play.returncode}, {play.seconds:.1f} s\n{output}")
         if ok is not None:
@@ -185,7 +189,7 @@ class Lab:
                 "HOTSPARE_JOURNAL": str(journal),
             },
         )
-        output, _ = process.communicate(timeout=400)
+        output, _ = process.communicate(timeout=PLAY_PATIENCE)
         steps = [json.loads(line) for line in journal.read_text(encoding="utf-8").splitlines()]
         journal.unlink()
         last = f"killed after {after}: {steps[-1]['name']}" if process.returncode < 0 else "not killed"
@@ -217,13 +221,22 @@ class Lab:
             self.run(node, "systemctl", "reload", self.service, check=False)
 
     @staticmethod
-    def docker(*args: str, stdin: str | None = None, check: bool = True) -> str:
-        done = subprocess.run(["docker", *args], input=stdin, capture_output=True, text=True, timeout=120, check=False)
+    def docker(*args: str, stdin: str | None = None, check: bool = True, timeout: float = PATIENCE) -> str:
+        command = ["docker", *args]
+        done = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=timeout, check=False)
         assert not check or done.returncode == 0, f"docker {args}: {done.stderr}"
         return done.stdout
 
-    def run(self, node: str, *argv: str, stdin: str | None = None, check: bool = True, user: str = "root") -> str:
-        return self.docker("exec", "-i", "-u", user, node, *argv, stdin=stdin, check=check)
+    def run(
+        self,
+        node: str,
+        *argv: str,
+        stdin: str | None = None,
+        check: bool = True,
+        user: str = "root",
+        timeout: float = PATIENCE,
+    ) -> str:
+        return self.docker("exec", "-i", "-u", user, node, *argv, stdin=stdin, check=check, timeout=timeout)
 
     def restart_container(self, node: str) -> None:
         """Start it, and wait until its systemd has booted: that is when a server that starts at boot has started."""
@@ -294,7 +307,7 @@ class Lab:
         }
 
     @staticmethod
-    def wait_for(condition: Callable[[], bool], what: str, timeout: float = 60) -> None:
+    def wait_for(condition: Callable[[], bool], what: str, timeout: float = PATIENCE) -> None:
         deadline = time.monotonic() + timeout
         while not condition():
             assert time.monotonic() < deadline, f"not within {timeout} s: {what}"
@@ -302,7 +315,7 @@ class Lab:
 
     def wait_for_replay(self, node: str, lsn: str) -> None:
         replayed = f"SELECT pg_last_wal_replay_lsn() >= '{lsn}'"
-        self.wait_for(lambda: self.sql(node, replayed) == "t", f"{node} has replayed {lsn}", 30)
+        self.wait_for(lambda: self.sql(node, replayed) == "t", f"{node} has replayed {lsn}")
 
 
 def find_json(output: str) -> dict[str, Any]:

@@ -108,7 +108,7 @@ class Ledger(Worker):
         if connection is not None:
             connection.close()
 
-    def wait_for_rows(self, host: str | None = None, count: int = 50, timeout: float = 60) -> None:
+    def wait_for_rows(self, host: str | None = None, count: int = 50, timeout: float = 240) -> None:
         """Until `count` more rows were acknowledged (by `host`)."""
         start, deadline = len(self.rows), time.monotonic() + timeout
         while sum(host in (None, row.host) for row in self.rows[start:]) < count:

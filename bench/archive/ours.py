@@ -10,6 +10,7 @@ import sys
 from base64 import b64encode
 from typing import Any
 
+import yaml
 from lab import BIN, ROOT, until
 from material import DATA
 from way import Box, Way, counted, host_key
@@ -23,6 +24,9 @@ CONFIG = "/etc/hotspare/main/hotspare-archive.json"
 RUN, SPOOL = "/run/hotspare-archive-main", "/bench/hotspare-spool"
 DIRECTORY, OWN = "/bench/hotspare/main", "/bench/hotspare/own"
 UNIT = "hotspare-archive-main"
+# Where the node notes that it saw an archive; one that is emptied on purpose is forgotten.
+NOTES = f"{DATA}/hotspare-archive-{{}}.seen.json"
+VARIABLES = ROOT / "roles/node/vars/main.yml"
 TREES, TREES_CONFIG = "/bench/hotspare-trees", "/etc/hotspare/main/hotspare-trees.json"
 # What the module archive_sync calls, from the program that its timer runs.
 SYNC = f"""PYTHONPATH={PROGRAM} python3 -c '
@@ -116,19 +120,23 @@ class Ours(Way):
 
     @property
     def archive_command(self) -> str:
-        return self.client("archive", "%p %f")
+        return self.setting("archive_command")
 
     @property
     def restore_command(self) -> str:
-        return self.client("restore", "%f %p")
+        return self.setting("restore_command")
 
-    def client(self, what: str, arguments: str) -> str:
-        return f"/usr/bin/python3 -I -S {CLIENT} {what} {RUN}/socket {CONFIG} {arguments}"
+    def setting(self, name: str) -> str:
+        """As the role node has it."""
+        text = str(yaml.safe_load(VARIABLES.read_text(encoding="utf-8"))["_node_archive"][name])
+        text = text.replace("{{ _node_archive_client }}", f"/usr/bin/python3 -I -S {CLIENT}")
+        return text.replace("{{ _node_archive_files }}", f"{RUN}/socket {CONFIG}")
 
     def start(self, data: str = DATA) -> None:
         place = over_ssh(self.store) if self.place == "ssh" else {"name": "store", "directory": DIRECTORY}
         self.node.write(CONFIG, json.dumps(configuration(compression=self.compression, destinations=[place])))
-        self.node.root(f"rm -rf {SPOOL}/* {OWN}/*; systemctl restart {UNIT}")
+        # It is known of archives that they were there, or else they might not be mounted: here they begin anew.
+        self.node.root(f"rm -rf {SPOOL}/* {OWN}/* {DATA}/hotspare-archive-*.seen.json; systemctl restart {UNIT}")
         until("the shipper is connected", self.connected, 20)
 
     def connected(self) -> bool:
@@ -148,6 +156,7 @@ class Ours(Way):
 
     def wipe(self) -> None:
         self.there.root(f"rm -rf {DIRECTORY}/*")
+        self.node.root(f"rm -f {NOTES.format('store')}")
 
     def held(self) -> tuple[int, int]:
         return counted(self.there, DIRECTORY)

@@ -65,7 +65,7 @@ def rows(title: str, heads: list[str], lines: list[list[str]]) -> str:
 def table(record: dict[str, Any]) -> str:
     """All tables; `record` is what run.py writes."""
     events: list[Event] = record["events"]
-    parts = [archived(events), restored(events), documents(events), aims(events)]
+    parts = [archived(events), restored(events), documents(events), aims(events), failures(events)]
     return "\n".join(part for part in parts if part)
 
 
@@ -135,11 +135,27 @@ def aims(events: list[Event]) -> str:
                     f"{ours / other:.2f} x {tool}" for tool, other in zip(list(rates)[1:], others) if other
                 )
                 said.append(f"- {kind}, hotspare{compression}: {ratios}")
+    for kind in dict.fromkeys(event["kind"] for event in events if event["case"] == "documents"):
+        took = {
+            tool: middle(good(events, case="documents", kind=kind, way=tool), seconds)
+            for tool in ("hotspare", "rsync", "rsync --fsync")
+        }
+        ours, *others = took.values()
+        if ours and all(others):
+            ratios = ", ".join(f"{ours / other:.2f} x {tool}" for tool, other in zip(list(took)[1:], others) if other)
+            said.append(f"- documents, {kind}, seconds: {ratios}")
     memory = [event["memory"] for event in events if "memory" in event]
     if memory:
         everything = max(event["memory_all"] for event in events if "memory" in event)
         said.append(f"- memory of the shipper: at most {max(memory)} MiB, {everything} MiB with all its processes")
     return "\n".join(said) + "\n" if said else ""
+
+
+def failures(events: list[Event]) -> str:
+    """What is in no table above, since it failed."""
+    failed = [event for event in events if "failed" in event]
+    said = ["{case} {place} {kind} {way}, round {round}: {failed}".format(**event) for event in failed]
+    return "".join(f"- FAILED: {one}\n" for one in said)
 
 
 if __name__ == "__main__":

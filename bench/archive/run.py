@@ -266,6 +266,8 @@ def main() -> None:
         if not (options.keep or options.again):
             remove_all(Box.network)
     print("\n" + table(bench.record))
+    if failed := sum("failed" in event for event in bench.events):
+        raise BenchError(f"{failed} of {len(bench.events)} events failed")
     return None
 
 

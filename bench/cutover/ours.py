@@ -23,10 +23,15 @@ class Ours(Pair):
     name = "ours"
     number = 10
     synchronous = 0
+    archived = False
+
+    @property
+    def state(self) -> Path:
+        return STATE / self.name
 
     def setup(self) -> None:
-        STATE.mkdir(parents=True, exist_ok=True)
-        key = STATE / "id_ed25519"
+        self.state.mkdir(parents=True, exist_ok=True)
+        key = self.state / "id_ed25519"
         if not key.exists():
             run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key))
         known = []
@@ -35,11 +40,12 @@ class Ours(Pair):
                 "umask 077; mkdir -p .ssh; cat >.ssh/authorized_keys", given=key.with_suffix(".pub").read_text()
             )
             known.append(f"{machine.address} {machine.root('cat /etc/ssh/ssh_host_ed25519_key.pub')}")
-        (STATE / "known_hosts").write_text("".join(known), encoding="utf-8")
+        (self.state / "known_hosts").write_text("".join(known), encoding="utf-8")
         self.site()
 
     def site(self) -> None:
         """site.yml: builds the pair, or makes it synchronous or asynchronous."""
+        known_hosts = self.state / "known_hosts"
         access = {"contype": "host", "databases": "all", "users": "all", "source": f"{SUBNET}.0/24", "method": "trust"}
         variables = {
             "node_version": 17,
@@ -49,17 +55,18 @@ class Ours(Pair):
             "node_hba_rules": [access],
             "primary_synchronous_standbys": self.synchronous,
             "ansible_user": "root",
-            "ansible_ssh_private_key_file": str(STATE / "id_ed25519"),
-            "ansible_ssh_common_args": f"-o UserKnownHostsFile={STATE / 'known_hosts'} -o StrictHostKeyChecking=yes",
+            "ansible_ssh_private_key_file": str(self.state / "id_ed25519"),
+            "ansible_ssh_common_args": f"-o UserKnownHostsFile={known_hosts} -o StrictHostKeyChecking=yes",
+            "archive_enabled": self.archived,
         }
         hosts = {machine.short: {"ansible_host": machine.address} for machine in self.machines}
         inventory = {"postgres": {"hosts": hosts, "vars": variables}}
-        (STATE / "inventory.json").write_text(json.dumps(inventory, indent=2), encoding="utf-8")
+        (self.state / "inventory.json").write_text(json.dumps(inventory, indent=2), encoding="utf-8")
         self.must(self.playbook("site"))
 
     def playbook(self, name: str, *arguments: str) -> Command:
         """Run one of the playbooks, with no ssh connection left over from an earlier one."""
-        journal, log = STATE / "journal", STATE / f"{name}.log"
+        journal, log = self.state / "journal", self.state / f"{name}.log"
         journal.unlink(missing_ok=True)
         with tempfile.TemporaryDirectory() as sockets:
             environment = {
@@ -73,7 +80,7 @@ class Ours(Pair):
             command = [
                 "ansible-playbook",
                 "-i",
-                str(STATE / "inventory.json"),
+                str(self.state / "inventory.json"),
                 f"hotspare.postgresql.{name}",
                 *arguments,
             ]
@@ -108,6 +115,14 @@ class Ours(Pair):
         command = self.must(self.playbook("rebuild_standby", "-e", f"node={old.short}", "-e", f"confirm={old.short}"))
         until("ours: the old primary streams", new.has_standby, 60)
         return f"rebuild_standby.yml by {command.phases.get('method')}, the whole of it {command.seconds:.1f} s"
+
+
+class Archived(Ours):
+    """With the archive: each node ships its WAL to the other one."""
+
+    name = "archived"
+    number = 12
+    archived = True
 
 
 def phases(steps: list[dict[str, Any]]) -> dict[str, Any]:

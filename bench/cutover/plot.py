@@ -22,7 +22,13 @@ PANELS = {
     "crash": ("crash, command at once", "outage"),
     "rebuild": ("rebuild by rewind, scale 100", "rejoin"),
 }
-COLOURS = {"ours": "#0b7a4b", "repmgr": "#b5651d", "patroni": "#3465a4", "pg_auto_failover": "#75507b"}
+COLOURS = {
+    "ours": "#0b7a4b",
+    "archived": "#79b79d",
+    "repmgr": "#b5651d",
+    "patroni": "#3465a4",
+    "pg_auto_failover": "#75507b",
+}
 UNITS = {"outage": "seconds without an acknowledged commit", "rejoin": "seconds until streaming"}
 
 

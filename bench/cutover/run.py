@@ -8,7 +8,7 @@ Each tool has a pair of machines (containers with systemd and PostgreSQL 17, on 
 same settings. A round takes one tool after the other, so that whatever else the machine does hits all of them alike.
 The client (ledger.py) is the same for all. Cases:
 
-idle     planned switchovers, no load but the client's
+idle     planned switchovers, no load but the client's; also of a second pair of ours, which has its archive
 load     the same, with pgbench at 200 transactions a second beside it
 sync     ours as a synchronous pair, idle
 crash    the primary's machine is killed, the operator's command is started at once; later the machine boots again
@@ -35,16 +35,20 @@ from pathlib import Path
 from typing import Any, Callable
 
 from lab import BenchError, Machine, make_network, remove_all, run, until
-from ours import STATE, Ours
+from ours import STATE, Archived, Ours
 from pair import Pair
 from patroni import Patroni
 from pg_auto_failover import PgAutoFailover
 from repmgr import Repmgr
 from report import table
 
-TOOLS: dict[str, type[Pair]] = {tool.name: tool for tool in (Ours, Repmgr, Patroni, PgAutoFailover)}
+TOOLS: dict[str, type[Pair]] = {tool.name: tool for tool in (Ours, Archived, Repmgr, Patroni, PgAutoFailover)}
 ROUNDS = {"idle": 10, "load": 10, "sync": 5, "crash": 3, "rebuild": 2}
-ONLY = {"sync": ["ours"], "rebuild": ["ours", "repmgr"]}
+ONLY = {
+    "sync": ["ours"],
+    "crash": [name for name in TOOLS if name != "archived"],
+    "rebuild": ["ours", "repmgr"],
+}
 SCALE, REBUILD_SCALE = 10, 100
 RATE = 200
 # Modules say when in seconds since 1970, the client in CLOCK_MONOTONIC.

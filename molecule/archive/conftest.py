@@ -10,6 +10,7 @@ import re
 import shlex
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,6 +23,7 @@ SYNC = "hotspare-archive-sync-main"
 PROGRAM = "/usr/bin/python3 -I /usr/local/lib/hotspare/hotspare.pyz"
 CLIENT = "/usr/bin/python3 -I -S /usr/local/lib/hotspare/archive_client.py"
 
+NOISE = 60_000  # rows of 100 bytes that do not compress well: they fill about half a segment also when compressed
 SETTLE = 7  # s, more than tree_files.SETTLE_SECONDS
 
 # Runs in a container: writes a copy of a JSON file with changes.
@@ -30,6 +32,87 @@ import json, sys
 source, target, changes = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
 found = {**json.load(open(source)), **changes}
 json.dump(found, open(target, "w"), indent=2)
+"""
+
+# Runs in a container: stops all programs of an account once one of them has received a part of a file, less than
+# `whole` bytes; says how much.
+STOP_IN_THE_MIDDLE = """
+import contextlib, glob, os, pwd, signal, sys, time
+incoming, account, whole = sys.argv[1], pwd.getpwnam(sys.argv[2]).pw_uid, int(sys.argv[3])
+
+def part():
+    for path in glob.glob(incoming):
+        with contextlib.suppress(FileNotFoundError):
+            status = os.stat(path)
+            if status.st_nlink == 1 and 0 < status.st_size < whole:
+                return status.st_size
+    return 0
+
+def tell(number):
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            if os.stat(f"/proc/{pid}").st_uid == account:
+                os.kill(int(pid), number)
+
+deadline = time.monotonic() + 200
+while time.monotonic() < deadline:
+    if part():
+        tell(signal.SIGSTOP)
+        if part():  # and it stays so
+            sys.exit(print(part()))
+        tell(signal.SIGCONT)
+    time.sleep(0.0005)
+sys.exit("no file was caught on its way")
+"""
+
+# Runs in a container: the SHA-256 of what the files with these names hold, below a directory.
+HASHES = """
+import hashlib, json, os, subprocess, sys
+found = {}
+for folder, folders, names in os.walk(sys.argv[1]):
+    for name in names:
+        if name.removesuffix(".zst") in sys.argv[2:]:
+            path = os.path.join(folder, name)
+            read = ["zstd", "-dcq", path] if name.endswith(".zst") else ["cat", path]
+            content = subprocess.run(read, check=True, stdout=subprocess.PIPE).stdout
+            found[name.removesuffix(".zst")] = hashlib.sha256(content).hexdigest()
+json.dump(found, sys.stdout)
+"""
+
+# Runs in a container: so many small documents of one day.
+SCAN = """
+import os, sys
+folder, count = sys.argv[1], int(sys.argv[2])
+os.makedirs(folder, exist_ok=True)
+for number in range(count):
+    with open(f"{folder}/scan-{number:06d}.txt", "w") as file:
+        file.write(f"{folder} {number} " * (1 + number % 97))
+"""
+
+# Runs in a container: how many documents there are below a directory, and a digest of their names and contents.
+DIGEST = """
+import hashlib, os, sys
+count, found = 0, hashlib.sha256()
+for folder, folders, names in os.walk(sys.argv[1]):
+    folders[:] = sorted(name for name in folders if not name.startswith(".hotspare"))
+    for name in sorted(names):
+        path = os.path.join(folder, name)
+        with open(path, "rb") as file:
+            content = hashlib.sha256(file.read()).hexdigest()
+        found.update(f"{os.path.relpath(path, sys.argv[1])} {content}\\n".encode())
+        count += 1
+print(count, found.hexdigest())
+"""
+
+# Runs in a container: the text of each document below a directory.
+TEXTS = """
+import json, os, sys
+found = {}
+for folder, folders, names in os.walk(os.path.join(sys.argv[1], sys.argv[2])):
+    for name in names:
+        path = os.path.join(folder, name)
+        found[os.path.relpath(path, sys.argv[1])] = open(path).read()
+json.dump(found, sys.stdout)
 """
 
 
@@ -46,11 +129,23 @@ class Archives:
     def directory(self, host: str) -> str:
         return f"/var/lib/hotspare/archive/{'postgres' if host == self.store else 'main'}"
 
+    def known(self, host: str) -> str:
+        """Where what is known of the trees lies."""
+        return f"{self.directory(host) if host == self.store else '/var/lib/hotspare/state/main'}/trees"
+
     def held(self, host: str) -> set[str]:
         """The names of what is archived on a host."""
         found = self.lab.run(host, "find", f"{self.directory(host)}/wal", "-type", "f", "-printf", "%f\\n", check=False)
         names = (name.removesuffix(".zst") for name in found.split())
         return {name for name in names if not name.startswith(".")}
+
+    def unfinished(self, host: str) -> str:
+        """What has come in part."""
+        return self.lab.run(host, "find", f"{self.directory(host)}/wal", "-name", ".incoming-*")
+
+    def hashes(self, host: str, names: list[str]) -> dict[str, str]:
+        """The SHA-256 of these archived segments, as PostgreSQL would get them back."""
+        return json.loads(self.lab.run(host, "python3", "-", f"{self.directory(host)}/wal", *names, stdin=HASHES))
 
     def required(self, primary: str) -> set[str]:
         """Each segment from the first to the one that is being written, and each history, as PostgreSQL counts them."""
@@ -69,12 +164,10 @@ class Archives:
     def lacking(self, host: str, primary: str) -> set[str]:
         return self.required(primary) - self.held(host)
 
-    def wait_for_all(self, primary: str, *hosts: str, timeout: float = 90) -> None:
+    def wait_for_all(self, primary: str, *hosts: str) -> None:
         """Until nothing is missing between the first segment and now."""
         for host in hosts:
-            self.lab.wait_for(
-                lambda host=host: not self.lacking(host, primary), f"{host} has all of {primary}", timeout
-            )
+            self.lab.wait_for(lambda host=host: not self.lacking(host, primary), f"{host} has all of {primary}")
 
     def ready(self, node: str) -> list[str]:
         """What waits for the archiver."""
@@ -82,12 +175,12 @@ class Archives:
 
     # What is written
 
-    def write(self, primary: str, segments: int, noise: int = 0) -> list[str]:
-        """Write segments to their end; the names. Each has `noise` rows that do not compress well, 100 bytes each."""
+    def write(self, primary: str, segments: int) -> list[str]:
+        """Write segments to their end; the names."""
         names = []
         for _ in range(segments):
             text = "||".join(["md5(random()::text)"] * 3)
-            self.lab.sql(primary, f"INSERT INTO noise SELECT {text} FROM generate_series(0, {noise})")
+            self.lab.sql(primary, f"INSERT INTO noise SELECT {text} FROM generate_series(0, {NOISE})")
             names.append(self.lab.sql(primary, "SELECT pg_walfile_name(pg_current_wal_lsn())"))
             self.lab.sql(primary, "SELECT pg_switch_wal()")
         return names
@@ -97,11 +190,10 @@ class Archives:
         status = json.loads(self.lab.run(node, "cat", f"/run/{SHIPPER}/status.json"))
         return {place["name"]: place for place in status["destinations"]}
 
-    def wait_for_state(self, node: str, state: str, timeout: float = 60) -> None:
-        """Of the shipper of a node towards the store."""
-        self.lab.wait_for(
-            lambda: self.shipping(node)[self.store]["state"] == state, f"{node} finds the store {state}", timeout
-        )
+    def wait_for_state(self, node: str, state: str, place: str = "") -> None:
+        """Of the shipper of a node towards a place, by default the store."""
+        place = place or self.store
+        self.lab.wait_for(lambda: self.shipping(node)[place]["state"] == state, f"{node} finds {place} {state}")
 
     # What happens
 
@@ -130,6 +222,21 @@ class Archives:
             self.lab.run(host, "iptables", "-D", "INPUT", *rule)
 
     @contextmanager
+    def stopped_in_the_middle(self, primary: str) -> Iterator[list[str]]:
+        """The store has a part of a segment, and nobody goes on there meanwhile; the segments that were written."""
+        argv = ("python3", "-", f"{self.directory(self.store)}/wal/*/*/.incoming-*", "hotspare", str(SEGMENT))
+        names = []
+        try:
+            with ThreadPoolExecutor(1) as pool:
+                stopped = pool.submit(self.lab.run, self.store, *argv, stdin=STOP_IN_THE_MIDDLE)
+                while not stopped.done():
+                    names += self.write(primary, 1)
+            print(f"{int(stopped.result())} of {SEGMENT} bytes had come")
+            yield names
+        finally:
+            self.lab.run(self.store, "pkill", "-CONT", "-u", "hotspare", check=False)
+
+    @contextmanager
     def small_disk(self, primary: str, size: str) -> Iterator[str]:
         """The store has only so much room for what comes next; the directory. What came stays."""
         name = self.lab.sql(primary, "SELECT pg_walfile_name(pg_current_wal_lsn())")
@@ -148,12 +255,20 @@ class Archives:
             self.lab.run(self.store, "rm", "-r", "/root/came")
             self.lab.run(self.store, "systemctl", "start", "ssh")
 
-    def documents(self, host: str, day: str = "") -> dict[str, str]:
-        """Text of each document (of a day) by its path in the tree."""
-        root = "/var/lib/hotspare/trees/postgres/scans" if host == self.store else "/srv/scans"
-        script = f"cd {root} && find . -type f -not -path '*/.hotspare*' -printf '%P\\n'"
-        paths = self.lab.run(host, "sh", "-c", script).splitlines()
-        return {path: self.lab.run(host, "cat", f"{root}/{path}") for path in paths if path.startswith(day)}
+    def tree(self, host: str) -> str:
+        return "/var/lib/hotspare/trees/postgres/scans" if host == self.store else "/srv/scans"
+
+    def documents(self, host: str, day: str) -> dict[str, str]:
+        """Text of each document of a day by its path in the tree."""
+        return json.loads(self.lab.run(host, "python3", "-", self.tree(host), day, stdin=TEXTS))
+
+    def digest(self, host: str) -> str:
+        """How many documents there are, and a digest of their names and contents."""
+        return self.lab.run(host, "python3", "-", self.tree(host), stdin=DIGEST, timeout=600).strip()
+
+    def scan(self, node: str, day: str, count: int) -> None:
+        """As the application writes many small documents of one day."""
+        self.lab.run(node, "python3", "-", f"/srv/scans/{day}", str(count), stdin=SCAN, user="scans", timeout=600)
 
     def document(self, node: str, path: str, text: str) -> None:
         """As the application writes it; it fails where the tree is a copy."""
@@ -166,10 +281,12 @@ class Archives:
         time.sleep(SETTLE)
 
     def sync(self, node: str, *, at: str = "", ok: bool = True) -> str:
-        """What the timer does, and what it says; `at`: as if its clock said this."""
-        command = shlex.join([*(["faketime", at] if at else []), *PROGRAM.split(), "archive-sync", self.config])
-        said = self.lab.run(node, "sh", "-c", f"{command} 2>&1; echo $?")
-        assert (said.splitlines()[-1] == "0") == ok, said
+        """What the timer does, and what it says; `at`: as if its clock said this. The last line is the clock then."""
+        script = f"{PROGRAM} archive-sync {self.config} 2>&1; code=$?; date '+%Y/%m/%d %T'; exit $code"
+        clock = ("faketime", at) if at else ()
+        said = self.lab.run(node, "sh", "-c", shlex.join([*clock, "sh", "-c", script]) + "; echo $?", timeout=1800)
+        said, _newline, code = said.rstrip().rpartition("\n")
+        assert (code == "0") == ok, said
         return said
 
     @contextmanager

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ansible.errors import AnsibleFilterError
+from ansible_collections.hotspare.postgresql.plugins.module_utils.archive_config import mistake
 from ansible_collections.hotspare.postgresql.plugins.module_utils.archive_report import archive_table
 from ansible_collections.hotspare.postgresql.plugins.module_utils.cutover import failover_plan
 from ansible_collections.hotspare.postgresql.plugins.module_utils.lock import this_run
@@ -59,5 +60,6 @@ class FilterModule:
             "this_run": this_run,
             "cutover_timeline": cutover_timeline,
             "archive_table": archive_table,
+            "archive_mistake": mistake,
         }
         return {name: _filter(name, function) for name, function in functions.items()}

@@ -61,26 +61,29 @@ class Archive:
         self.directory = os.path.normpath(directory)
         self.compression = compression
         self._layer = layer
-        self._begun = False
+        self._seen = False  # that it is somebody's
+        self._swept = False
 
     # --- whose it is -------------------------------------------------------------------------------------------------
 
     def identity(self) -> Optional[Identity]:
-        """None while nothing was ever archived here; HotspareError when that is not known."""
+        """None while nothing was ever archived here; HotspareError when that is not known, or not so any more."""
         path = self._path("archive.json")
         try:
             with open(path, encoding="utf-8") as file:
                 found = json.load(file)
-            return Identity(int(found["system_identifier"]), int(found["segment_size"]))
+            identity = Identity(int(found["system_identifier"]), int(found["segment_size"]))
         except FileNotFoundError as error:
             self._look_at(self.directory)
-            if self._begun:
+            if self._seen:
                 raise HotspareError(f"{path} is gone: see whether the file system of the archive is mounted") from error
             return None
         except OSError as error:
             raise _unreadable(path, error) from error
         except (ValueError, KeyError, TypeError) as error:
             raise HotspareError(f"{path} does not say whose archive this is ({error}): see who wrote it") from error
+        self._seen = True
+        return identity
 
     def establish(self, system_identifier: int, segment_size: int) -> Identity:
         """Make it the archive of this cluster, once and for all; BadWal when it is another's. HotspareError."""
@@ -95,9 +98,9 @@ class Archive:
                 f"{segment_size}: give each cluster its own, also one that initdb or pg_upgrade made anew",
                 code="system" if found.system_identifier != system_identifier else "size",
             )
-        if not self._begun:
+        if not self._swept:
             store.sweep(self.directory, self._layer)
-            self._begun = True
+            self._swept = True
         return found
 
     def _write_identity(self, identity: Identity) -> Identity:
@@ -148,12 +151,11 @@ class Archive:
 
     def find(self, name: str) -> Optional[str]:
         """Where a file lies; None when it is not there, HotspareError when that is not known."""
-        for suffix in SUFFIXES.values():
-            path = self._path(self.place(name) + suffix)
-            if self._look_at(path, missing_ok=True):
-                return path
-        self._look_at(self.directory)  # an archive that is not mounted is not an empty one
-        return None
+        path = self._find(name)
+        if path is None:
+            self.identity()  # an archive that is not mounted is not an empty one
+            path = self._find(name)  # that it is now is not to say that it was then
+        return path
 
     def read(self, name: str) -> Iterator[bytes]:
         """The content of a file, decompressed; HotspareError."""
@@ -175,7 +177,7 @@ class Archive:
         found: dict[str, Entry] = {}
         top = self._path("wal")
         if not self._look_at(top, missing_ok=True):
-            self._look_at(self.directory)
+            self.identity()  # as in find()
             return []
         for directory, _directories, names in os.walk(top, onerror=_raise_unreadable):
             for stored in sorted(names, reverse=True):  # NAME wins over NAME.zst, as in find()
@@ -197,7 +199,7 @@ class Archive:
         """What was refused and kept: entries with their `path`, the oldest first; HotspareError."""
         top = self._path("conflicts")
         if not self._look_at(top, missing_ok=True):
-            self._look_at(self.directory)
+            self.identity()  # as in find()
             return []
         found = []
         try:
@@ -231,6 +233,10 @@ class Archive:
         if found is None:
             raise BadWal(f"{name!r} is not the name of a WAL file: give what PostgreSQL names %f", code="name")
         return f"wal/{name}" if found == "history" else f"wal/{name[:8]}/{name[8:16]}/{name}"
+
+    def _find(self, name: str) -> Optional[str]:
+        paths = (self._path(self.place(name) + suffix) for suffix in SUFFIXES.values())
+        return next((path for path in paths if self._look_at(path, missing_ok=True)), None)
 
     def _path(self, relative: str) -> str:
         return os.path.join(self.directory, relative)

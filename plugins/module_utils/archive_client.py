@@ -10,9 +10,11 @@ A file of its own beside the program, which imports next to nothing: Python's st
 shipper does not answer, the program does the work itself, which is slow.
 
 PostgreSQL takes an exit code above 125, or death by a signal, for the end of its archiver (pgarch.c), so archiving has
-none. Restoring has 1 for what the archive does not hold, and any code up to 125 means that to PostgreSQL: a standby
-asks again, but a recovery to a point in time would end there and open too early, so trouble stops that one. A promotion
-asks once more when its standby.signal is gone already (writeTimeLineHistory); trouble must not end the new primary.
+none. Any code of restoring up to 125 means to it that the archive lacks the file: a standby asks again, but a recovery
+to a point in time would end there and open too early, so trouble stops that one. A promotion asks once more when its
+standby.signal is gone already (writeTimeLineHistory); trouble must not end the new primary. The words around this call
+in the settings (_node_archive of the role node) hold it to that when it cannot run, so what the archive lacks has a
+code that nobody else says.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ import sys
 
 PROGRAM = "hotspare.pyz"
 OTHER = 20  # trouble without a code of its own
-ABSENT = 3  # what the shipper and the program say of a file that is not in the archive: Python's own errors are 1 and 2
+ABSENT = 3  # a file is not in the archive, and that is known: Python's own errors are 1 and 2
 ABORT = 200  # ends the server that recovers
 SILENT_SECONDS = 30  # a shipper that works sends something more often than this
 SIGNALS = (1, 2, 15)  # HUP, INT, TERM
@@ -71,15 +73,12 @@ def recovers(directory: str) -> bool:
 
 
 def exit_code(command: str, code: int, strict: bool) -> int:
-    """What PostgreSQL is told, from what the shipper or the program said; negative is a signal. (Pure.)"""
-    trouble = code if 0 < code <= 125 else OTHER
-    if code == 0:
-        return 0
-    if command == "archive":
-        return trouble
-    if code == ABSENT:
-        return 1
-    return ABORT if strict else trouble
+    """What comes of what the shipper or the program said; negative is a signal. (Pure.)"""
+    if code == 0 or (command == "restore" and code == ABSENT):
+        return code
+    if command == "restore" and strict:
+        return ABORT
+    return code if 0 < code <= 125 else OTHER
 
 
 def ask(path: str, request: list[str]) -> tuple[int, str] | None:

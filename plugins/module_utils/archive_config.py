@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Optional
 
 from .config_file import read_config_file
+from .document_tree import require_pattern
 from .peers import Peer
 from .server import Instance
 from .shell import HotspareError
@@ -46,8 +47,11 @@ class Place:
             if self.host:
                 raise ValueError(f"{self.name} has both a host and a directory")
             return
-        if not _HOST.fullmatch(self.host):
+        if not isinstance(self.host, str) or not _HOST.fullmatch(self.host):
             raise ValueError(f"the host of {self.name} is {self.host!r}")
+        _number(f"the port of {self.name}", self.port)
+        if not 0 < self.port < 65536:
+            raise ValueError(f"the port of {self.name} is {self.port}")
         _word("account", self.account)
         _absolute("identity", self.identity)
         _absolute("known_hosts", self.known_hosts)
@@ -88,9 +92,14 @@ class Tree:
         _word("name", self.name)
         _absolute("path", self.path)
         _word("account", self.account)
+        require_pattern(self.partition)
         _unique("destinations", (place.name for place in self.destinations))
+        _number(f"the grace of the tree {self.name}", self.grace, whole=False)
         if self.grace < 0 or not set(self.skip) <= set(range(7)):
-            raise ValueError(f"the tree {self.name} has a grace of {self.grace} s and skips {list(self.skip)}")
+            raise ValueError(
+                f"the tree {self.name} has a grace of {self.grace} s and skips {list(self.skip)}: take 0 s or more, and"
+                " days from 0 (Monday) to 6"
+            )
 
 
 @dataclass(frozen=True)
@@ -102,13 +111,22 @@ class Keep:
     backups: Optional[int] = None
 
     def __post_init__(self) -> None:
-        if any(value is not None and value < 0 for value in (self.days, self.segments, self.backups)):
-            raise ValueError(f"keep is {self}")
+        said = {name: value for name, value in vars(self).items() if value is not None}
+        if not said:
+            raise ValueError("keep says nothing: give it days, segments or backups, or leave it empty")
+        for name, value in said.items():
+            _number(f"{name} of keep", value, whole=name != "days")
+            if value <= 0:
+                raise ValueError(f"keep has {name}: {value}, which keeps nothing: take more, or leave it out")
 
 
 @dataclass(frozen=True)
 class ArchiveConfig:
-    """`node` is None on an archive host; `keep` None: nothing is ever pruned."""
+    """`node` is None on an archive host; `keep` None: nothing is ever pruned.
+
+    state: where the account of each tree has a place. Not in the archive of a node: the server's account could lead it
+    astray there. Empty on an archive host, where all belongs to one account.
+    """
 
     name: str
     cluster: str
@@ -124,17 +142,21 @@ class ArchiveConfig:
     destinations: tuple[Place, ...]
     keep: Optional[Keep]
     trees: tuple[Tree, ...]
+    state: str = ""
 
     def __post_init__(self) -> None:
         _word("name", self.name)
         _word("cluster", self.cluster)
         for what in ("directory", "program", "run", "spool"):
             _absolute(what, getattr(self, what))
+        if self.state:
+            _absolute("state", self.state)
         _one_of("compression", self.compression, COMPRESSIONS)
         _one_of("require", self.require, REQUIRE)
+        _number("fetch_ahead", self.fetch_ahead)
         if self.fetch_ahead < 0:
-            raise ValueError(f"fetch_ahead is {self.fetch_ahead}")
-        _unique("destinations", (place.name for place in self.destinations))
+            raise ValueError(f"fetch_ahead is {self.fetch_ahead}: take 0 or more")
+        _unique("destinations", (self.name, *(place.name for place in self.destinations)))
         _unique("trees", (tree.name for tree in self.trees))
 
     @property
@@ -146,6 +168,16 @@ class ArchiveConfig:
     def status_file(self) -> str:
         """What the shipper writes about itself."""
         return os.path.join(self.run, "status.json")
+
+    @property
+    def homes(self) -> str:
+        """Where tree_files.Home has what is known of the trees."""
+        return self.state or self.directory
+
+    @property
+    def own(self) -> Place:
+        """The archive of this host itself."""
+        return Place(self.name, directory=self.directory)
 
     def tree(self, name: str) -> Tree:
         """HotspareError when there is none."""
@@ -170,7 +202,17 @@ def parse_archive_config(found: Mapping[str, Any]) -> ArchiveConfig:
         destinations=tuple(Place(**place) for place in found["destinations"]),
         keep=Keep(**found["keep"]) if found["keep"] else None,
         trees=tuple(_tree(tree) for tree in found["trees"]),
+        state=found.get("state", ""),
     )
+
+
+def mistake(found: Mapping[str, Any]) -> str:
+    """Why it is none of ours, a sentence; empty = it is one. (Pure.)"""
+    try:
+        parse_archive_config(found)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return str(error)
+    return ""
 
 
 def _tree(found: Mapping[str, Any]) -> Tree:
@@ -184,13 +226,18 @@ def _tree(found: Mapping[str, Any]) -> Tree:
 
 
 def _word(what: str, value: str) -> None:
-    if not _WORD.fullmatch(value):
-        raise ValueError(f"{what} is {value!r}, which is no plain word")
+    if not isinstance(value, str) or not _WORD.fullmatch(value):
+        raise ValueError(f"{what} is {value!r}, which is no plain word: use letters, digits, and in between _ . -")
 
 
 def _absolute(what: str, value: str) -> None:
-    if not os.path.isabs(value) or os.path.normpath(value) != value or "\0" in value:
+    if not isinstance(value, str) or not re.fullmatch(r"/[^/\0][^\0]*", value) or os.path.normpath(value) != value:
         raise ValueError(f"{what} is {value!r}, which is no absolute path")
+
+
+def _number(what: str, value: object, whole: bool = True) -> None:
+    if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
+        raise ValueError(f"{what} is {value!r}, which is no {'whole ' if whole else ''}number")
 
 
 def _one_of(what: str, value: str, known: tuple[str, ...]) -> None:

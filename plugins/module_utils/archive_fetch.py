@@ -3,8 +3,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """restore_command: brings a file from wherever it is archived, verified, whole or not at all.
 
-A file is absent only if every place says so, since PostgreSQL takes that for the end of the WAL. While the server
-replays a segment the next ones are fetched into a spool; it lies outside pg_wal, where pg_rewind would copy it.
+A file is absent only if every place says so, since PostgreSQL takes that for the end of the WAL; and only an archive of
+this cluster can say so, no empty directory where it should be mounted. Where a recovery opens at the end, a hole is
+none. While the server replays a segment the next ones are fetched into a spool; it lies outside pg_wal, where pg_rewind
+would copy it.
 """
 
 from __future__ import annotations
@@ -14,22 +16,22 @@ import errno
 import glob
 import os
 import secrets
-import struct
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, TimeoutError
 from functools import partial
 from typing import Optional
 
-from .archive import Archive
+from .archive import Archive, Identity
 from .archive_client import recovers
 from .archive_config import ArchiveConfig, Place
+from .archive_known import expect_none, system_identifier
 from .archive_link import Destination, connect
 from .shell import HotspareError
 from .store import chunks
-from .wal import MIB, parse_segment_name, segment_name
-from .wal_file import Check, kind
+from .wal import MIB, HistoryEntry, fork_point, parse_history, parse_segment_name, segment_name
+from .wal_file import FILE_HEADER, Check, header, kind
 from .wire import Missing, Unreachable
 
 # s, for an answer: a standby asks again, and a promotion asks as well, while the host of the old primary may be dead.
@@ -125,27 +127,47 @@ class Line:
     def _succeeded(self) -> bool:
         return self._opening is not None and self._opening.done() and self._opening.exception() is None
 
-    def bring(self, name: str, put: Put, wait: Optional[float]) -> bool:
+    def bring(self, name: str, cluster: Optional[int], put: Put, wait: Optional[float]) -> bool:
         with self.use(wait) as destination:
-            try:  # who is only slow shall be in time at last
-                content = destination.get(name, wait=None if wait is None else wait * 2**self._failures)
+            wait = None if wait is None else wait * 2**self._failures  # who is only slow shall be in time at last
+            if destination.identity is None or cluster not in (None, destination.identity.system_identifier):
+                destination.hello(wait=wait)  # one of us may have been made anew
+            expect_ours(destination.name, destination.identity, cluster)
+            try:
+                content = destination.get(name, wait=wait)
             except Missing:
+                destination.hello(wait=wait)  # it is gone from there, or from nowhere
+                expect_ours(destination.name, destination.identity, cluster)
                 return False
             put(content)
         return True
 
+    def names(self) -> tuple[Optional[Identity], list[str]]:
+        """Whose it is, and all that it has. Unreachable."""
+        with self.use() as destination:
+            return destination.identity, [entry.name for entry in destination.names()]
+
 
 class Own:
-    """The archive of this host itself."""
+    """The archive of this host itself. It may be nobody's yet: others ship to it."""
 
-    def __init__(self, directory: str) -> None:
-        self.archive = Archive(directory)
+    def __init__(self, config: ArchiveConfig) -> None:
+        self.archive = Archive(config.directory)
+        self._config = config
 
-    def bring(self, name: str, put: Put, wait: Optional[float] = None) -> bool:
+    def bring(self, name: str, cluster: Optional[int], put: Put, wait: Optional[float] = None) -> bool:
+        identity = self.archive.identity()
+        if identity is None:
+            expect_none(self._config.node, self._config.name, self._config.directory)
+            return False
+        expect_ours(self._config.name, identity, cluster)
         if self.archive.find(name) is None:
             return False
         put(self.archive.read(name))
         return True
+
+    def names(self) -> tuple[Optional[Identity], list[str]]:
+        return self.archive.identity(), [entry.name for entry in self.archive.inventory()]
 
 
 class Fetcher:
@@ -155,8 +177,9 @@ class Fetcher:
         if config.node is None:
             raise HotspareError(f"{config.name} is an archive host: it has no server that could restore anything")
         self._node = config.node
-        self._own = Own(config.directory)
+        self._own = Own(config)
         self._lines = [Line(place, config, connect) for place in config.destinations]
+        self._places: list[Own | Line] = [self._own, *self._lines]
         self._spool = config.spool
         self._ahead = 0  # until look_ahead()
         self._turn = threading.Condition()
@@ -164,10 +187,14 @@ class Fetcher:
         self._moved = 0.0  # when something came last (time.monotonic)
         self._asked = 0  # how many wait for their turn, or have it
         self._window: list[str] = []  # what to have in the spool, in this order
+        self._cluster: Optional[int] = None  # whose segments these are
 
-    def restore(self, name: str, path: str, *, wait: Optional[float] = None, wanted: Wanted = always) -> bool:
+    def restore(
+        self, name: str, path: str, *, wait: Optional[float] = None, wanted: Wanted = always, strict: bool = False
+    ) -> bool:
         """Make an archived file `path`; False when it is not archived, HotspareError when that is not known.
 
+        strict: for a server that opens where the WAL ends, so that a hole in it is an error too.
         wait: seconds to wait for an answer, more where one was late before. If `wanted` says no once the file has come,
         whoever asked is gone, and the next one may have asked: it is dropped.
         """
@@ -175,6 +202,8 @@ class Fetcher:
             return False
         with self._served(wait):
             if not self._take(name, path, wanted) and not self._fetch(name, path, wait, wanted):
+                if strict and kind(name) == "segment":
+                    self._expect_end(name, os.path.dirname(path))
                 return False
             if self._ahead and kind(name) == "segment":
                 self._look_after(name, os.stat(path).st_size)
@@ -228,22 +257,54 @@ class Fetcher:
 
     def _fetch(self, name: str, path: str, wait: Optional[float] = None, wanted: Wanted = always) -> bool:
         """Have the first place that has it bring it; False when none has, HotspareError when one cannot say."""
-        system_identifier = self._system_identifier()
+        cluster = system_identifier(self._node)
 
         def put(content: Iterable[bytes]) -> None:
-            write(self._moving(content), path, Check(name, system_identifier=system_identifier), wanted)
+            write(self._moving(content), path, Check(name, system_identifier=cluster), wanted)
 
         troubles = []
-        places: list[Own | Line] = [self._own, *self._lines]
-        for place in places:
+        for place in self._places:
             try:
-                if place.bring(name, put, wait):
+                if place.bring(name, cluster, put, wait):
                     return True
             except HotspareError as error:
                 troubles.append(error)
         if troubles:
             raise troubles[0]
         return False
+
+    def _expect_end(self, name: str, pg_wal: str) -> None:
+        """HotspareError unless the WAL may end where this segment is missing. What is in pg_wal is not missing."""
+        found = [place.names() for place in self._places]
+        names = {each for _identity, there in found for each in there}
+        size = next((identity.segment_size for identity, _there in found if identity is not None), None)
+        if size is None or not later_than(name, names) or lies_in(pg_wal, name, size):
+            return
+        histories = {}
+        for other in names:
+            if kind(other) == "history" and other[:8] >= name[:8]:
+                histories[int(other[:8], 16)] = self._history(other)
+        later = hole(name, names, histories, size)
+        if later is not None:
+            raise HotspareError(
+                f"no archive has {name}, but {later} of the same timeline is there: bring it from wherever it is left, "
+                "or set a recovery target that lies before it, and recovery_prefetch=off from PostgreSQL 15 on"
+            )
+
+    def _history(self, name: str) -> list[HistoryEntry]:
+        cluster = system_identifier(self._node)
+        text = bytearray()
+
+        def put(content: Iterable[bytes]) -> None:
+            check = Check(name)
+            for chunk in content:
+                check.feed(chunk)
+                text.extend(chunk)
+            check.finish()
+
+        if not any(place.bring(name, cluster, put, None) for place in self._places):
+            raise HotspareError(f"{name} was in an archive a moment ago and is not any more: see who removed it")
+        return parse_history(text.decode(errors="surrogateescape"))
 
     def _moving(self, content: Iterable[bytes]) -> Iterator[bytes]:
         for chunk in content:
@@ -253,10 +314,12 @@ class Fetcher:
     # --- the spool ---------------------------------------------------------------------------------------------------
 
     def _take(self, name: str, path: str, wanted: Wanted) -> bool:
-        """From the spool, where it is verified."""
+        """From the spool, where it is verified; unless the data directory was made anew meanwhile."""
         spooled = os.path.join(self._spool, name)
         if not self._ahead or not os.path.exists(spooled) or not wanted():
             return False
+        if self._cluster != system_identifier(self._node):
+            return False  # what comes instead moves the window
         try:
             os.rename(spooled, path)
         except OSError as error:
@@ -274,7 +337,11 @@ class Fetcher:
 
     def _look_after(self, name: str, size: int) -> None:
         """What comes after this segment shall be in the spool, unless it is here anyway, and nothing else."""
+        cluster = system_identifier(self._node)
         try:
+            if cluster != self._cluster:
+                self._keep([])
+            self._cluster = cluster
             self._window = [
                 later for later in following(name, size, self._ahead) if self._own.archive.find(later) is None
             ]
@@ -289,14 +356,6 @@ class Fetcher:
     def _keep(self, names: Sequence[str]) -> None:
         for name in set(os.listdir(self._spool)) - set(names):
             os.unlink(os.path.join(self._spool, name))
-
-    def _system_identifier(self) -> Optional[int]:
-        """Of the data directory; None when there is none yet."""
-        try:
-            with open(self._node.path("global", "pg_control"), "rb") as file:
-                return int(struct.unpack("=Q", file.read(8))[0])  # the first field in all versions
-        except (OSError, struct.error):
-            return None
 
 
 def patience(directory: str, seconds: float = STANDBY_PATIENCE) -> Optional[float]:
@@ -313,6 +372,47 @@ def following(name: str, size: int, ahead: int) -> list[str]:
     segment = parse_segment_name(name, size)
     count = max(1, ahead * USUAL_SEGMENT // size) if ahead else 0
     return [segment_name(segment.timeline, segment.start_lsn + size * (1 + index), size) for index in range(count)]
+
+
+def later_than(name: str, names: Collection[str]) -> list[str]:
+    """The segments among these names that come after this one on its timeline. (Pure.)"""
+    return sorted(other for other in names if kind(other) == "segment" and other[:8] == name[:8] and other > name)
+
+
+def hole(name: str, names: Collection[str], histories: Mapping[int, list[HistoryEntry]], size: int) -> Optional[str]:
+    """The segment after the hole that is left by this one, which is missing; None where the WAL may end. (Pure.)
+
+    histories: by timeline, its own and those of newer ones. It has no segment from before it began, though PostgreSQL
+    asks the newest timeline first; and where a newer one left it, what follows is of no use to that one.
+    """
+    segment = parse_segment_name(name, size)
+    end = segment.start_lsn + size
+    own = histories.get(segment.timeline)
+    forks = [fork_point(history, segment.timeline) for history in histories.values()]
+    if (own is not None and end <= own[-1].switch_lsn) or any(fork is not None and fork < end for fork in forks):
+        return None
+    return next(iter(later_than(name, names)), None)
+
+
+def lies_in(pg_wal: str, name: str, size: int) -> bool:
+    """Whether the segment is in pg_wal, where PostgreSQL looks next; one that waits for new WAL has only its name."""
+    try:
+        with open(os.path.join(pg_wal, name), "rb") as file:
+            found = header(file.read(FILE_HEADER.size))
+    except OSError:
+        return False
+    return found is not None and found.address == parse_segment_name(name, size).start_lsn
+
+
+def expect_ours(name: str, identity: Optional[Identity], cluster: Optional[int]) -> None:
+    """Whether an archive can say what there is of this cluster (its system identifier, if known). HotspareError."""
+    if identity is None:
+        raise Unreachable(f"{name} has no archive: mount its file system there, unless nothing was ever shipped to it")
+    if cluster not in (None, identity.system_identifier):
+        raise HotspareError(
+            f"{name} is the archive of another cluster, {identity.system_identifier}, and this one is {cluster}: see "
+            "archive_destinations, each cluster needs its own"
+        )
 
 
 def write(content: Iterable[bytes], path: str, check: Check, wanted: Wanted = always) -> None:

@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Any, Optional
 
-from . import controldata, ssh
+from . import archive_known, controldata, ssh
 from .archive import COMPRESSED_KINDS, Archive, Entry, Identity, decoded, encoded, source
 from .archive_config import ArchiveConfig, Place
 from .shell import PATH, HotspareError
@@ -50,9 +50,21 @@ class Digest:
 
 
 class Destination(abc.ABC):
-    """Where WAL is kept; as a context manager it is closed at the end. Every method raises HotspareError."""
+    """Where WAL is kept; as a context manager it is closed at the end. Every method raises HotspareError.
 
-    name: str
+    What the last hello() told: `identity`, whose archive it is, and `vacant`, whether it is nobody's and never was as
+    far as this node has seen; only then may put() found one.
+    """
+
+    identity: Optional[Identity] = None
+    vacant = False
+
+    def __init__(self, place: Place, config: ArchiveConfig) -> None:
+        self.name = place.name
+        self._place = place
+        self._config = config
+        self._directory: Optional[str] = place.directory or None  # of the archive, where it says so
+        self._noted = False
 
     def __enter__(self) -> Destination:
         return self
@@ -62,13 +74,41 @@ class Destination(abc.ABC):
     ) -> None:
         self.close()
 
-    @abc.abstractmethod
-    def hello(self) -> dict[str, Any]:
-        """name, version, identity ({system_identifier, segment_size} or None), free_bytes."""
+    def hello(self, *, wait: Optional[float] = None) -> dict[str, Any]:
+        """name, version, directory, identity ({system_identifier, segment_size} or None), free_bytes.
 
-    @abc.abstractmethod
+        Unreachable where there was an archive and is none now. `wait`: s, for the answer.
+        """
+        said = self._hello(wait)
+        self._directory = said.get("directory", self._directory)
+        self.identity = Identity(**said["identity"]) if said["identity"] else None
+        self.vacant = False
+        if self.identity is None:
+            archive_known.expect_none(self._config.node, self.name, self._directory)
+            self.vacant = True
+        return said
+
     def put(self, name: str, path: str) -> Stored:
         """Ship a file of this host; when this returns it is durable there. BadWal, Conflict, Full."""
+        stored = self._put(name, path)
+        if self.identity is None:
+            self.hello()
+        self.remember()
+        return stored
+
+    def remember(self) -> None:
+        """Note that there is an archive, so that none is founded where it should be mounted."""
+        if self.identity is not None and not self._noted:
+            archive_known.note(self._config.node, self.name, self._directory, self.identity)
+            self._noted = True
+
+    @abc.abstractmethod
+    def _hello(self, wait: Optional[float]) -> dict[str, Any]:
+        """What it says of itself."""
+
+    @abc.abstractmethod
+    def _put(self, name: str, path: str) -> Stored:
+        """Found the archive where it is vacant, and ship to it."""
 
     @abc.abstractmethod
     def has(self, names: Iterable[str]) -> dict[str, Entry]:
@@ -100,10 +140,36 @@ class Destination(abc.ABC):
 
 
 def connect(place: Place, config: ArchiveConfig) -> Destination:
-    """Unreachable; Refused."""
-    if place.directory:
-        return LocalDestination(place, config)
-    return SshDestination(place, config)
+    """One that has said hello. Unreachable; Refused; HotspareError."""
+    destination = LocalDestination(place, config) if place.directory else SshDestination(place, config)
+    try:
+        destination.hello()
+    except BaseException:
+        destination.close()
+        raise
+    return destination
+
+
+def establish_own(config: ArchiveConfig) -> None:
+    """Found the archive of this node itself, and note it: from then on one that is empty is not mounted. HotspareError.
+
+    Otherwise whoever ships to it first would, and until then nobody could tell the one from the other.
+    """
+    with connect(config.own, config) as own:
+        if own.vacant:
+            Archive(config.directory).establish(**asdict(identity_of(config)))
+            own.hello()
+        own.remember()
+
+
+def expect_archive(archive: Archive) -> None:
+    """Unreachable when there is none."""
+    try:
+        identity = archive.identity()
+    except HotspareError as error:
+        raise Unreachable(error.message, **error.facts) from error
+    if identity is None:
+        raise Unreachable(f"{archive.directory} is no archive: see that its file system is mounted, and run site.yml")
 
 
 def identity_of(config: ArchiveConfig) -> Identity:
@@ -143,17 +209,18 @@ class LocalDestination(Destination):
     def __init__(self, place: Place, config: ArchiveConfig) -> None:
         if not os.path.isdir(place.directory):
             raise Unreachable(f"{place.directory} of {place.name} is not there: mount it, or make it and run site.yml")
-        self.name = place.name
-        self._config = config
-        self._identity: Optional[Identity] = None
+        super().__init__(place, config)
+        self._ours: Optional[Identity] = None
         self._archive = Archive(place.directory, compression=config.compression)
 
-    def hello(self) -> dict[str, Any]:
+    def _hello(self, wait: Optional[float]) -> dict[str, Any]:
         return hello(self.name, self._archive)
 
-    def put(self, name: str, path: str) -> Stored:
-        self._identity = self._identity or identity_of(self._config)
-        self._archive.establish(**asdict(self._identity))
+    def _put(self, name: str, path: str) -> Stored:
+        self._ours = self._ours or identity_of(self._config)
+        if not self.vacant:
+            expect_archive(self._archive)
+        self._archive.establish(**asdict(self._ours))
         return self._archive.put(name, path)
 
     def has(self, names: Iterable[str]) -> dict[str, Entry]:
@@ -187,6 +254,7 @@ def hello(name: str, archive: Archive) -> dict[str, Any]:
     return {
         "name": name,
         "version": VERSION,
+        "directory": archive.directory,
         "identity": asdict(identity) if identity else None,
         "free_bytes": archive.free_bytes(),
     }
@@ -238,11 +306,9 @@ class SshDestination(Destination):
     """The program of another host, behind the forced command of a key; one request at a time."""
 
     def __init__(self, place: Place, config: ArchiveConfig) -> None:
-        self.name = place.name
+        super().__init__(place, config)
         self.version = ""  # of the program there
-        self._place = place
-        self._config = config
-        self._identity: Optional[Identity] = None
+        self._ours: Optional[Identity] = None
         self._payload: Optional[Payload] = None  # the last one that came, read to its end or not
         self._stderr = os.memfd_create("ssh")
         fcntl.fcntl(self._stderr, fcntl.F_SETFL, os.O_APPEND)
@@ -259,15 +325,15 @@ class SshDestination(Destination):
 
     # --- operations --------------------------------------------------------------------------------------------------
 
-    def hello(self) -> dict[str, Any]:
-        return self.call("hello")
+    def _hello(self, wait: Optional[float]) -> dict[str, Any]:
+        return self.call("hello", wait=wait)
 
-    def put(self, name: str, path: str) -> Stored:
-        self._identity = self._identity or identity_of(self._config)
-        check = Check(name, **asdict(self._identity))
+    def _put(self, name: str, path: str) -> Stored:
+        self._ours = self._ours or identity_of(self._config)
+        check = Check(name, **asdict(self._ours))
         encoding = self._config.compression if check.kind in COMPRESSED_KINDS else "none"
         with contextlib.closing(encoded(checked(source(path), check), encoding)) as chunks:
-            request = {"op": "put", "name": name, "encoding": encoding, **asdict(self._identity)}
+            request = {"op": "put", "name": name, "encoding": encoding, "vacant": self.vacant, **asdict(self._ours)}
             reply = self._ask(request, upload=(chunks, lambda: {"sha256": check.finish().sha256}))
         return Stored(*(reply[key] for key in ("path", "size", "sha256", "new")))
 

@@ -31,13 +31,30 @@ ASK_SECONDS = 3.0  # to connect to a server, and again for its answer
 DAY = 86400
 
 # What a replication account may ask as well. A slot that has lost its WAL, or never kept any, needs none.
-QUESTION = """SET search_path = pg_catalog;
+# No view tells of backups by pg_backup_start(), called pg_start_backup() up to 14. But each has a session that lives
+# until it ends (an exclusive one, up to 14, has a file), and what that said last is seen, unless it said something else
+# since: pgBackRest and Barman do, and are known by their names. The pattern does not find itself in another's question.
+QUESTION = r"""SET search_path = pg_catalog;
 SELECT json_build_object(
   'system_identifier', (SELECT system_identifier::text FROM pg_control_system()),
   'redo', (SELECT redo_lsn FROM pg_control_checkpoint()),
   'slots', (SELECT json_object_agg(slot_name, restart_lsn) FROM pg_replication_slots
     WHERE restart_lsn IS NOT NULL AND wal_status IS DISTINCT FROM 'lost'),
-  'backups', (SELECT count(*) FROM pg_stat_progress_basebackup))"""
+  'backups', (SELECT count(*) FROM pg_stat_progress_basebackup),
+  'exclusive', (SELECT size IS NOT NULL FROM pg_stat_file('backup_label', true)),
+  'sessions', (SELECT json_agg(coalesce(nullif(application_name, '') || ', ', '') || 'process ' || pid ORDER BY pid)
+    FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()
+    AND (query ~* 'pg_(backup_start|start_backup)' OR application_name ~* '^(pgbackrest \[backup|barman)')),
+  'hidden', (SELECT count(*) FROM pg_stat_activity WHERE query = '<insufficient privilege>'
+    AND datid IS NOT NULL AND usesysid IS NOT NULL))"""
+
+_NO_BACKUP = Need(
+    "backup",
+    "recovery",
+    None,
+    "the archive has the .backup file of no base backup; take one from the primary with pg_basebackup, since one from a"
+    " standby leaves none",
+)
 
 _LOCATION = r"([0-9A-F]+/[0-9A-F]+) \(file ([0-9A-F]{24})\)"
 _LINES = {
@@ -114,25 +131,36 @@ def needs(
 
 
 def kept(keep: Keep, entries: Sequence[Entry], backups: Iterable[Backup], now: float, segment_size: int) -> list[Need]:
-    """What the operator wants to be kept (pure); the least number of segments is cut()'s own matter."""
-    found = []
+    """What the operator wants to be kept (pure); the least number of segments is cut()'s own matter.
+
+    WAL is worth nothing without a base backup to begin with. One that the archive knows nothing of, as one from a
+    standby, which leaves no .backup file, may be all that somebody has: without a known one nothing is removed.
+    """
     ordered = sorted(backups, key=lambda backup: backup.start_lsn)
+    starts = {e.name: parse_segment_name(e.name, segment_size).start_lsn for e in entries if e.kind == "segment"}
+    found = []
     if keep.backups:
         oldest = ordered[-keep.backups :][:1]
-        none = f"archive_keep wants {keep.backups} base backups, and it has the .backup file of none"
         found += [_of_backup(backup, f"the newest {keep.backups} base backups are kept") for backup in oldest]
-        found += [] if oldest else [Need("backup", "the archive", None, none)]
+        found += [] if oldest else [_NO_BACKUP]
+    elif keep.segments and not keep.days:
+        found += [_of_backup(backup, "the newest base backup is kept") for backup in ordered[-1:]]
+        found += [] if ordered or len(set(starts.values())) <= keep.segments else [_NO_BACKUP]
     if keep.days:
         came = {entry.name: entry.mtime for entry in entries}
         # Counted from the newest file: a clock that leaps ahead, or a primary that is down, must not age the archive.
         since = min(now, max(came.values(), default=now)) - keep.days * DAY
-        young = [entry.name for entry in entries if entry.kind == "segment" and entry.mtime >= since]
-        first = min((parse_segment_name(name, segment_size).start_lsn for name in young), default=None)
-        if first is not None:
-            found.append(Need("window", "the archive", first, f"what came in its last {keep.days:g} days is kept"))
+        young = [start for name, start in starts.items() if came[name] >= since]
+        if young:
+            found.append(Need("window", "the archive", min(young), f"what came in its last {keep.days:g} days is kept"))
         ended = [b for b in ordered if came.get(b.file_name(segment_size), now) <= since]
-        why = f"recovery to a time {keep.days:g} days ago begins with it"
-        found += [_of_backup(backup, why) for backup in ended[-1:] or ordered[:1]]
+        if ended:
+            found.append(_of_backup(ended[-1], f"recovery to a time {keep.days:g} days ago begins with it"))
+        elif ordered and starts:
+            why = f"no base backup is known from more than {keep.days:g} days ago, and one may need this"
+            found.append(Need("backup", "the archive", min(starts.values()), why))
+        elif len(young) < len(starts):
+            found.append(_NO_BACKUP)
     return found
 
 
@@ -144,9 +172,16 @@ def answered(name: str, answer: Mapping[str, Any], system_identifier: int) -> li
     found = [Need("server", name, parse_lsn(answer["redo"]), "its last checkpoint begins there")]
     for slot, position in sorted((answer["slots"] or {}).items()):
         found.append(Need("slot", f"slot {slot} of {name}", parse_lsn(position), "who uses it has not confirmed more"))
-    if answer["backups"]:
+    taken = ["pg_basebackup or the like"] if answer["backups"] else []
+    taken += ["an exclusive backup, see backup_label"] if answer["exclusive"] else []
+    taken += answer["sessions"] or []
+    if taken:
         # It began before, and nobody can tell where.
-        found.append(Need("running_backup", name, None, "a base backup is being taken from it; wait for its end"))
+        detail = f"a base backup is being taken from it ({', '.join(taken)}); wait for its end"
+        found.append(Need("running_backup", name, None, detail))
+    elif answer["hidden"]:
+        detail = f"a backup may be taken from it, {answer['hidden']} of its sessions do not show what they do"
+        found.append(Need("running_backup", name, None, f"{detail}; run site.yml, which grants that to who asks"))
     return found
 
 

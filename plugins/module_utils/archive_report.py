@@ -21,8 +21,10 @@ archive (kind: wal), seen from the node that ships:
 trees (kind: tree), a list of
   name, path, error
   missing_days        folders of days that should hold documents, as text
+  complete            for each node that shipped here, when (text) it had last shipped all that it had
   destinations        each destination, then the tree of the node itself, as name, own, error, and counts of documents
                       present, missing, different; newest: the newest document there, as text
+after_cutover         this node was made the primary just now
 problems (both)       what is wrong besides gaps, sentences with the names; each `error` is among them
 """
 
@@ -42,16 +44,17 @@ TREE_HEAD = ("TREE", "PLACE", "PRESENT", "MISSING", "DIFFERENT", "NEWEST")
 def archive_table(found: Mapping[str, Any]) -> list[str]:
     """Lines for a terminal: a row for each place that has WAL, what is to be said of it, the same for trees, problems.
 
-    `found`: what archive_sync returned, with `archive`, `trees` or both.
+    `found`: what archive_sync returned, with `archive`, `trees` or both; after a cutover with `after_cutover`.
     """
     parts = []
     if found.get("archive"):
         parts += _wal(found["archive"])
     if found.get("trees"):
         parts += _trees(found["trees"])
+        parts += [_indented(_came(found["trees"]))] if found.get("after_cutover") else []
     if found.get("problems"):
         parts.append(["problems:", *_indented(_first(found["problems"], "problems"))])
-    return [line for part in parts for line in ("", *part)][1:]
+    return [line for part in parts if part for line in ("", *part)][1:]
 
 
 def _wal(record: Mapping[str, Any]) -> list[list[str]]:
@@ -109,6 +112,15 @@ def _trees(trees: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     missing = [(tree["name"], tree["missing_days"]) for tree in trees if tree["missing_days"]]
     said = [f"{name}: no documents of {listed(_first(days, 'days'))}" for name, days in missing]
     return [part for part in (aligned([TREE_HEAD, *rows]), _indented(said)) if part]
+
+
+def _came(trees: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What was written on an old primary after that is here, or it is not: nobody knows."""
+    return [
+        f"{tree['name']}: all that {source} had at {when} is here"
+        for tree in trees
+        for source, when in sorted(tree.get("complete", {}).items())
+    ]
 
 
 def _tree_row(tree: str, place: Mapping[str, Any]) -> tuple[str, ...]:

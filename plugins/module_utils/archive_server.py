@@ -20,7 +20,8 @@ from typing import IO, Any, Optional
 from . import store, tree_server
 from .archive import SUFFIXES, Archive, Entry
 from .archive_config import ArchiveConfig, read_archive_config
-from .archive_link import digest_of, hello
+from .archive_known import expect_none
+from .archive_link import digest_of, expect_archive, hello
 from .shell import HotspareError
 from .version import VERSION
 from .wire import PROTOCOL, Broken, Channel, Missing, Payload, Reply, Stream, failure
@@ -111,9 +112,13 @@ def _hello(server: Server, request: Mapping[str, Any]) -> Reply:
 
 
 def _put(server: Server, request: Mapping[str, Any]) -> Reply:
-    """Payload: the file as `encoding` says; trailer: the sha256 of its content."""
+    """Payload: the file as `encoding` says; trailer: the sha256 of its content. vacant: an archive may be founded."""
     if server.payload is None:
         raise HotspareError("a file to put has to come with the request")
+    if request.get("vacant") is not True:
+        expect_archive(server.archive)
+    elif server.archive.identity() is None:
+        expect_none(server.config.node, server.config.name, server.config.directory)
     receiving = server.archive.receive(
         str(request["name"]),
         encoding=str(request["encoding"]),

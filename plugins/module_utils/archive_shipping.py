@@ -18,7 +18,7 @@ CONFIG_NAME = "hotspare-archive.json"
 SILENT_SECONDS = 60  # it writes every 10
 COMMAND = b"archive-ship"
 # What the shipper says of itself and of each destination; what it does not say is not known: None.
-SAID = ("pid", "since", "version", "updated", "acknowledged")
+SAID = ("pid", "since", "version", "updated", "acknowledged", "empty")
 SAID_OF_PLACE = "name state since error last last_at waiting waiting_bytes oldest_waiting_seconds behind left".split()
 
 

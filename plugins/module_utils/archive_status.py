@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -161,6 +162,6 @@ def _archive_has(instance: Instance, command: str, name: str, deadline: float) -
     except CommandError:
         return None
     finally:
-        with as_account(instance.account), contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
-        os.rmdir(scratch)
+        # The shipper may still write there for one that was ended: what is left is no reason to lose the answer.
+        with as_account(instance.account):
+            shutil.rmtree(scratch, ignore_errors=True)

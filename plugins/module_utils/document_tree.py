@@ -21,6 +21,7 @@ from typing import NamedTuple, Optional
 from .shell import HotspareError
 
 RESERVED = b".hotspare-"  # what a name at the top of a tree begins with that is ours: no document
+LONGEST = 3072  # bytes of a path; a kernel takes 4095, with the tree's own and that of the staging directory
 TITLE = "hotspare manifest 1"
 _ODD = re.compile(r"[^\x20-\x5b\x5d-\x7e\xa0-\ud7ff\ue000-\U0010ffff]")  # the same for every version of Unicode
 _ESCAPE = re.compile(rb"\\x([0-9a-f]{2})")
@@ -79,12 +80,12 @@ def link_stays(path: bytes, target: bytes) -> bool:
     return bool(target) and parts[0] != b"" and up <= path.count(b"/") and b".." not in names[up:]
 
 
-def settled(changed: int, now: float, seconds: float) -> bool:
-    """Whether a file whose content or name last changed at `changed` (ns) can be finished by its age.
+def settled(changed: Iterable[int], now: float, seconds: float) -> bool:
+    """Whether a file whose content and name last changed at these times (ns) can be finished by its age.
 
     One from the future tells nothing, since a clock was wrong: it has to prove itself by other means.
     """
-    return abs(now - changed / 1e9) >= seconds
+    return all(abs(now - time / 1e9) >= seconds for time in changed)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -93,10 +94,11 @@ def settled(changed: int, now: float, seconds: float) -> bool:
 
 
 def require_pattern(pattern: str) -> None:
-    """HotspareError unless a day's folder tells the day and nothing but the day; "" is a tree without days."""
-    day = date(2026, 11, 30)
-    if pattern and day_of(day.strftime(pattern), pattern) != day:
-        raise HotspareError(
+    """ValueError unless a day's folder, inside the tree, tells the day and nothing but the day; "": it has no days."""
+    time = datetime(2026, 11, 30, 13, 14, 15, 16)
+    folder = time.strftime(pattern)
+    if pattern and (day_of(folder, pattern) != time.date() or {"", ".", ".."} & set(folder.split("/"))):
+        raise ValueError(
             f"the partition {pattern!r} does not name one folder for each day: take one like %Y/%m/%d, or none"
         )
 
@@ -225,7 +227,10 @@ def parse_manifest(lines: Iterator[str]) -> Iterator[Entry]:
     files, size, body = 0, 0, hashlib.sha256()
     for text in lines:
         body.update(text.encode())
-        entry = parse_line(text)
+        try:
+            entry = parse_line(text)
+        except HotspareError as error:
+            raise ValueError(error.message) from error
         files, size = files + 1, size + entry.size
         yield entry
     if (files, size, body.hexdigest()) != (head.files, head.bytes, head.sha256):

@@ -99,7 +99,7 @@ def install(wanted: Mapping[str, bytes], *, check_mode: bool = False) -> list[di
             remove_durably(path)
         if content:
             _make_directory(os.path.dirname(path))
-            write_durably(path, content.decode(errors="surrogateescape"), mode=0o644)
+            write_durably(path, content.decode(errors="surrogateescape"), mode=0o644, follow=False)
     return changes
 
 

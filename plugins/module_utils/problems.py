@@ -136,6 +136,12 @@ def _shipping(state: Mapping[str, Any]) -> Iterator[Problem]:
         return
     if state["role"] != "primary":
         return
+    if archive.get("empty"):
+        yield warning(
+            "archive_empty",
+            f"{', '.join(archive['empty'])} in pg_wal is empty, as a crash or a copy left it, and is not archived: "
+            "retention does not know of that backup, so see that archive_keep has days enough for it",
+        )
     for place in archive["destinations"]:
         if place["state"] in SHIPPING:
             code, severity, words = SHIPPING[place["state"]]

@@ -141,11 +141,13 @@ def _archive_sync(path: str) -> int:
 def _archive(config: str, path: str, name: str) -> int:
     """archive_command without the shipper; 1 to 125 for an error."""
     from .archive_config import read_archive_config
-    from .shipper import ship_alone
+    from .shipper import expect_own, ship_alone
     from .wire import exit_code
 
     try:
-        ship_alone(read_archive_config(config), path, name)
+        found = read_archive_config(config)
+        expect_own(found, os.getcwd())
+        ship_alone(found, path, name)
     except HotspareError as error:
         _say(error.message)
         return exit_code(error)
@@ -154,7 +156,7 @@ def _archive(config: str, path: str, name: str) -> int:
 
 def _restore(config: str, name: str, path: str) -> int:
     """restore_command without the shipper; ABSENT for what is not archived, another code for an error."""
-    from .archive_client import ABSENT
+    from .archive_client import ABSENT, recovers
     from .archive_config import read_archive_config
     from .archive_fetch import ALONE_PATIENCE, Fetcher, patience
     from .wire import exit_code
@@ -163,7 +165,8 @@ def _restore(config: str, name: str, path: str) -> int:
     try:
         fetcher = Fetcher(read_archive_config(config))
         wait = patience(os.getcwd(), ALONE_PATIENCE)
-        found = fetcher.restore(name, path, wait=wait, wanted=lambda: os.getppid() == parent)
+        strict = recovers(os.getcwd())
+        found = fetcher.restore(name, path, wait=wait, wanted=lambda: os.getppid() == parent, strict=strict)
     except HotspareError as error:
         _say(error.message)
         return exit_code(error)

@@ -155,20 +155,21 @@ def become(account: str) -> None:
         os.setuid(entry.pw_uid)
 
 
-def write_durably(path: str, text: str, *, mode: int = 0o600, account: str | None = None) -> bool:
+def write_durably(path: str, text: str, *, mode: int = 0o600, account: str | None = None, follow: bool = True) -> bool:
     """Make `text` (UTF-8) the content of `path`, all or nothing even if the power fails; False if it was already.
 
     A file that exists keeps its owner and mode, a new one gets `mode` and belongs to `account` (default: to us). A
-    symbolic link stays, the file it names is replaced. HotspareError when it cannot be read or written.
+    symbolic link stays, the file it names is replaced; without `follow` it is an error, as where root writes in the
+    directory of another account. HotspareError when it cannot be read or written.
     """
-    target = os.path.realpath(path)
+    target = os.path.realpath(path) if follow else path
     # A fixed name, so that a run that was killed leaves one stray file at most, which the next run takes away. It has
     # no .conf at its end: PostgreSQL's include_dir must not read it.
     temporary = os.path.join(os.path.dirname(target), f".{os.path.basename(target)}.hotspare-tmp")
     content = text.encode(errors="surrogateescape")  # what was read so is written as it was
     try:
         try:
-            with open(target, "rb") as file:
+            with open(os.open(target, os.O_RDONLY | (0 if follow else os.O_NOFOLLOW)), "rb") as file:
                 if file.read() == content:
                     return False
                 status = os.fstat(file.fileno())

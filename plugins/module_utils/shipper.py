@@ -5,7 +5,8 @@
 
 Each destination has a lane: a thread with a lasting connection, which works off pg_wal/archive_status/*.ready ahead of
 the archiver, since that asks for one file at a time. It is told that a file is archived once that is durable where
-`require` says; the other lanes bring it later. What cannot be shipped stays .ready, and nothing is ever left out.
+`require` says; the other lanes bring it later. What cannot be shipped stays .ready, and nothing is ever left out but an
+empty .backup, which a crash or a copy left: no recovery needs it, and for its sake the archiver would stand still.
 
 An error that nobody expected ends the process: systemd starts it again, and commands work without it meanwhile.
 """
@@ -13,6 +14,7 @@ An error that nobody expected ends the process: systemd starts it again, and com
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import os
 import select
@@ -27,15 +29,16 @@ from datetime import datetime, timezone
 from functools import partial
 from typing import Any, NoReturn, Optional, Union
 
-from .archive_client import ABSENT
+from .archive_client import ABSENT, recovers
 from .archive_config import ArchiveConfig, Place
 from .archive_fetch import Connect, Fetcher, Line, Wanted, always, patience
-from .archive_link import Destination, connect
+from .archive_known import system_identifier
+from .archive_link import Destination, connect, establish_own
 from .server import Instance
 from .shell import HotspareError, write_durably
 from .store import Conflict, Full
 from .version import VERSION
-from .wal_file import kind
+from .wal_file import BadWal, kind
 from .wire import CODES, Refused, Unreachable, exit_code
 
 BEAT_SECONDS = 5.0  # who waits for us sees that often that we live; archive_client.SILENT_SECONDS is more
@@ -86,6 +89,11 @@ def order(file: File) -> tuple[bool, str]:
     return kind(file.name) != "history", file.name
 
 
+def is_empty_backup(file: File) -> bool:
+    """(Pure.)"""
+    return kind(file.name) == "backup" and file.size == 0
+
+
 def verdict(require: str, outcomes: Sequence[Outcome]) -> Outcome:
     """Whether a file is archived, by what became of it at each destination. (Pure.)"""
     if not outcomes:
@@ -98,8 +106,24 @@ def verdict(require: str, outcomes: Sequence[Outcome]) -> Outcome:
     return False
 
 
+def expect_own(config: ArchiveConfig, directory: str) -> None:
+    """Refuse the WAL of a copy that was started elsewhere: it has our system identifier, so no archive could tell."""
+    own = config.node.data_directory if config.node is not None else None
+    with contextlib.suppress(OSError):
+        if own is not None and os.path.samefile(directory, own):  # the same by any path, and where it is mounted twice
+            return
+    raise BadWal(
+        f"the WAL of {directory} is not archived, since {config.cluster} of {config.name} has its data in {own}: if "
+        "this is a copy, set archive_mode=off in its configuration and restart it",
+        code="system",
+    )
+
+
 def ship_alone(config: ArchiveConfig, path: str, name: str, connect: Connect = connect) -> None:
     """archive_command without the shipper: one destination after the other, until it is archived. HotspareError."""
+    if is_empty_backup(offered(name, path)):
+        say_empty(name)
+        return
     outcomes: list[Outcome] = [False] * len(config.destinations)
     for index, destination in enumerate(config.destinations):
         if verdict(config.require, outcomes):
@@ -124,6 +148,14 @@ def find_file(name: str, path: str, since: float) -> File:
     """OSError."""
     status = os.stat(path)
     return File(name, path, (status.st_size, status.st_mtime_ns, status.st_ino, status.st_dev), since)
+
+
+def offered(name: str, path: str) -> File:
+    """What archive_command is given. HotspareError."""
+    try:
+        return find_file(name, path, wall_clock())
+    except OSError as error:
+        raise HotspareError(f"cannot read {path}: {error.strerror}; is it the path that PostgreSQL gives?") from error
 
 
 def still_there(file: File) -> bool:
@@ -153,7 +185,17 @@ def ready_files(node: Instance, known: Mapping[str, File]) -> dict[str, File]:
             elif kind(name):
                 with contextlib.suppress(FileNotFoundError):  # archived or removed meanwhile
                     found.append(find_file(name, node.path("pg_wal", name), entry.stat().st_mtime))
-    return {file.name: file for file in sorted(found, key=order)}
+    return {file.name: file for file in sorted(found, key=order) if not is_empty_backup(file)}
+
+
+def empty_backups(node: Instance) -> list[str]:
+    """Those in pg_wal, until PostgreSQL removes them after another backup."""
+    found = []
+    for path in glob.glob(os.path.join(glob.escape(node.path("pg_wal")), "*.backup")):
+        with contextlib.suppress(FileNotFoundError):
+            file = find_file(os.path.basename(path), path, 0.0)
+            found += [file.name] if is_empty_backup(file) else []
+    return sorted(found)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -343,6 +385,7 @@ class Shipper:
         self._ready: dict[str, File] = {}
         self._looked = 0.0
         self._mark = 0
+        self._empty: list[str] = []
         self._acknowledged: Optional[str] = None
         self._since = utc()
         self._lanes = [Lane(place, config, self._changed, self._requests, connect) for place in config.destinations]
@@ -355,7 +398,8 @@ class Shipper:
         threading.excepthook = _end
         self._fetcher.look_ahead(self._config.fetch_ahead)
         listener = listen(self._config.socket)
-        for work in (*(lane.work for lane in self._lanes), lambda: self._accept(listener), self._beats):
+        works = (*(lane.work for lane in self._lanes), lambda: self._accept(listener), self._beats, self._found_own)
+        for work in works:
             threading.Thread(target=work, daemon=True).start()
         notify("READY=1")
         written = None
@@ -372,16 +416,27 @@ class Shipper:
                 written = count
             time.sleep(POLL_SECONDS)
 
+    def _found_own(self) -> None:
+        """Once there is a data directory, which a standby may lack at first, and its file system is mounted."""
+        said = None
+        while True:
+            try:
+                if system_identifier(self._node) is not None:
+                    return establish_own(self._config)
+            except HotspareError as error:
+                if error.message != said:
+                    said = error.message
+                    say(said)
+            time.sleep(LOOK_SECONDS)
+
     # --- archive_command ---------------------------------------------------------------------------------------------
 
     def archive(self, name: str, path: str, wanted: Wanted = always) -> None:
         """Returns once the file is archived. HotspareError; also when `wanted` says no."""
-        try:
-            request = Request(find_file(name, path, wall_clock()), time.monotonic())
-        except OSError as error:
-            raise HotspareError(
-                f"cannot read {path}: {error.strerror}; is it the path that PostgreSQL gives?"
-            ) from error
+        request = Request(offered(name, path), time.monotonic())
+        if is_empty_backup(request.file):
+            say_empty(name)
+            return
         with self._changed:
             self._requests.append(request)
             try:
@@ -412,6 +467,7 @@ class Shipper:
     def _look(self) -> None:
         self._looked, self._mark = time.monotonic(), status_mark(self._node)
         self._ready = ready_files(self._node, self._ready)
+        self._empty = empty_backups(self._node)
         for lane in self._lanes:
             lane.look(self._ready.values())
         self._changed.notify_all()
@@ -424,6 +480,7 @@ class Shipper:
             "updated": utc(),
             "destinations": [lane.record(self._ready.values()) for lane in self._lanes],
             "acknowledged": self._acknowledged,
+            "empty": self._empty,
         }
 
     # --- who asks ----------------------------------------------------------------------------------------------------
@@ -463,12 +520,14 @@ class Shipper:
             return exit_code(error), error.message
 
     def _archive(self, wanted: Wanted, directory: str, path: str, name: str) -> int:
+        expect_own(self._config, directory)
         self.archive(name, os.path.join(directory, path), wanted)
         return 0
 
     def _restore(self, wanted: Wanted, directory: str, name: str, path: str) -> int:
         path = os.path.join(directory, path)
-        return 0 if self._fetcher.restore(name, path, wait=patience(directory), wanted=wanted) else ABSENT
+        wait, strict = patience(directory), recovers(directory)
+        return 0 if self._fetcher.restore(name, path, wait=wait, wanted=wanted, strict=strict) else ABSENT
 
     def _beats(self) -> None:
         while True:
@@ -480,9 +539,10 @@ class Shipper:
 
 
 def greet(destination: Destination) -> None:
-    """Whether it still works; Unreachable when it does not."""
+    """Whether it still works; Unreachable when it does not. Also a standby notes what it sees: it may be promoted."""
     try:
         destination.hello()
+        destination.remember()
     except Unreachable:
         raise
     except HotspareError as error:  # a disk that is not mounted any more
@@ -535,6 +595,10 @@ def say(text: str) -> None:
     """To the journal."""
     sys.stderr.write(f"{text}\n")
     sys.stderr.flush()
+
+
+def say_empty(name: str) -> None:
+    say(f"{name} is empty, as a crash or a copy left it: it is not archived, and no retention knows of that backup")
 
 
 def _end(error: threading.ExceptHookArgs) -> None:

@@ -17,6 +17,7 @@ import os
 import secrets
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from types import TracebackType
 from typing import Any, Optional, Union
 
@@ -24,7 +25,9 @@ from .shell import HotspareError
 
 INCOMING = ".incoming-"  # what names of temporary files begin with
 BLOCK = 1 << 20
+QUIET_SECONDS = 1.0  # many ticks of the clock from which files get their times
 AnyPath = Union[str, bytes]
+State = tuple[int, int, int]  # of a directory: device, inode, ctime (ns)
 
 
 class Full(HotspareError):
@@ -50,7 +53,7 @@ class Layer:
     """The system calls that change what is on disk, so that a test can fail one, or end the world between two."""
 
     def __init__(self) -> None:
-        self.durable: set[str] = set()  # directories whose names are known to be so
+        self.durable: dict[str, State] = {}  # directories whose names are so, while the one above is in this state
 
     def create(self, path: str, mode: int) -> int:
         return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
@@ -239,18 +242,29 @@ class Incoming:
 def make_directories(root: str, path: str, mode: int, layer: Layer = OS) -> None:
     """Directories from below `root` down to `path`, for files of `mode`, each one's name durable; OSError.
 
-    Also of those that were there: another process may have made one a moment ago.
+    Also of those that were there: another process may have made one a moment ago. What is known of one holds until a
+    name comes or goes beside it. Its inode would not tell: ext4 gives the next directory the number of the last one.
     """
-    if path == root or (path in layer.durable and os.path.isdir(path)):
+    if path == root:
         return
     parent = os.path.dirname(path)
     make_directories(root, parent, mode, layer)
+    if layer.durable.get(path) == _state(parent):
+        return
     with contextlib.suppress(FileExistsError):
         layer.mkdir(path, mode | (mode & 0o444) >> 2)  # who may read files may enter
     if os.path.islink(path) or not os.path.isdir(path):
         raise NotADirectoryError(errno.ENOTDIR, "it is a symbolic link, or no directory", path)
+    seen = _state(parent)
     sync_directory(parent, layer)
-    layer.durable.add(path)
+    if datetime.now().timestamp() - seen[2] / 1e9 > QUIET_SECONDS:
+        layer.durable[path] = seen
+
+
+def _state(directory: str) -> State:
+    """The same as before only if no name in it came or went since, but for one within a tick of the clock."""
+    status = os.stat(directory)
+    return status.st_dev, status.st_ino, status.st_ctime_ns
 
 
 def confirm(path: str, layer: Layer = OS) -> None:

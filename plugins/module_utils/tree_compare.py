@@ -63,7 +63,7 @@ class Count:
 def compare(config: ArchiveConfig, tree: Tree, names: Optional[Sequence[str]], deep: bool) -> dict[str, Any]:
     """The destinations with the tree here, and that with its manifests; `deep`: all copies are read. HotspareError."""
     source = Source(config, tree, True)
-    partitions = sorted({"", *source.days, *source.home.manifests()})
+    partitions = [name for name in sorted({"", *source.days, *source.manifests}) if not source.is_damaged(name)]
     here, began = Count(), time.monotonic()
     for partition in partitions:
         _look_here(source, partition, here, deep)

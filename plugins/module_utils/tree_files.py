@@ -9,6 +9,7 @@ All is done as the tree's account; documents that belong to another one are told
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -21,6 +22,7 @@ from datetime import date, datetime
 from typing import Optional
 
 from .document_tree import (
+    LONGEST,
     RESERVED,
     Entry,
     Header,
@@ -37,12 +39,17 @@ from .document_tree import (
 )
 from .shell import HotspareError, remove_durably, run, write_durably
 from .store import chunks, make_directories, sync_directory
+from .wire import Unreachable
 
 SETTLE_SECONDS = 5  # a document that nobody touched for so long may be finished
+EMPTY_SECONDS = 3600  # an empty one: some make the name first, and write later
 BATCH = 5000  # files whose modes are written down at once
 WRITE = 0o222
 SUFFIX = ".manifest"
 UNREADABLE = "may not be read by the tree's account"
+STAGING, EVIDENCE, MARKS = b".hotspare-incoming", b".hotspare-conflicts", b".hotspare-tree"
+LOST = b"lost+found"  # what mke2fs makes at the top of a file system, and only root may read
+REPLACED = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO)  # gone, or something else by now
 
 Refuse = Callable[[bytes, str], None]
 
@@ -53,6 +60,10 @@ class Unfinished(HotspareError):
 
 class Busy(HotspareError):
     """Another process works on the tree."""
+
+
+class Damaged(HotspareError):
+    """A file of ours is not as it was written."""
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -86,7 +97,7 @@ def walk(
             if stat.S_ISDIR(status.st_mode):
                 names = sorted(os.listdir(place(root, path)), reverse=True)
                 below = (os.path.join(path, name) for name in names)
-                waiting += [name for name in below if name not in leave and not name.startswith(RESERVED)]
+                waiting += [name for name in below if name not in leave and _is_theirs(name, refuse)]
                 if folders:
                     yield Entry(path, 0, status.st_mtime_ns, status.st_mode)
             elif stat.S_ISREG(status.st_mode):
@@ -103,9 +114,21 @@ def walk(
         except (FileNotFoundError, NotADirectoryError):
             continue
         except PermissionError:
-            refuse(path, UNREADABLE)
+            if path != LOST:
+                refuse(path, UNREADABLE)
         except OSError as error:
             raise broken(root, path, error) from error
+
+
+def _is_theirs(path: bytes, refuse: Refuse) -> bool:
+    if path.startswith(RESERVED):
+        if path not in (STAGING, EVIDENCE, MARKS):
+            refuse(path, f"begins with {RESERVED.decode()}, as only what is ours may")
+        return False
+    if len(path) > LONGEST:
+        refuse(path, f"has a path of more than {LONGEST} bytes")
+        return False
+    return True
 
 
 def read(root: bytes, entry: Entry) -> Entry:
@@ -115,8 +138,8 @@ def read(root: bytes, entry: Entry) -> Entry:
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK  # it may have become a pipe
     with open(os.open(place(root, entry.path), flags), "rb", buffering=0) as file:
         before = os.fstat(file.fileno())
-        changed = max(before.st_mtime_ns, before.st_ctime_ns)
-        young = not settled(changed, datetime.now().timestamp(), SETTLE_SECONDS)
+        changed = before.st_mtime_ns, before.st_ctime_ns
+        young = not settled(changed, datetime.now().timestamp(), SETTLE_SECONDS if before.st_size else EMPTY_SECONDS)
         if young or not stat.S_ISREG(before.st_mode) or is_written(file.fileno()):
             raise Unfinished(f"{escaped(entry.path)} is still being written")
         found = hashlib.sha256()
@@ -167,12 +190,12 @@ def days(root: bytes, pattern: str) -> dict[bytes, date]:
 
 
 def is_empty(root: bytes, folder: bytes) -> bool:
-    """HotspareError."""
+    """One that cannot be looked at is not known to be."""
     try:
         with os.scandir(place(root, folder)) as entries:
             return next(entries, None) is None
     except OSError as error:
-        raise broken(root, folder, error) from error
+        return error.errno in REPLACED
 
 
 class Spool:
@@ -213,11 +236,13 @@ def broken(root: bytes, path: bytes, error: OSError) -> HotspareError:
 
 
 def _folders(root: bytes, path: bytes) -> Iterator[bytes]:
+    """Of one that may not be read a walk tells."""
     try:
         with os.scandir(place(root, path)) as entries:
             yield from (entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
     except OSError as error:
-        raise broken(root, path, error) from error
+        if error.errno not in (*REPLACED, errno.EACCES):
+            raise broken(root, path, error) from error
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -226,19 +251,57 @@ def _folders(root: bytes, path: bytes) -> Iterator[bytes]:
 
 
 class Home:
-    """A directory of the tree's account, beside the archive.
+    """A directory of the tree's account, see ArchiveConfig.homes.
 
     PARTITION.manifest: what a closed day held
     original: this tree was written to, here
     modes: this is a read-only copy; the modes that its files have on the original, when they are other ones
     complete: for each source when it last shipped all it had
+    marked: at the top of the tree is .hotspare-tree/TREE; where it is not, the file system is not mounted
     With `original` and `modes` it was the original, and may have documents that nobody else has.
     """
 
     def __init__(self, directory: str, tree: str) -> None:
+        self.tree = tree
         self.path = os.path.join(directory, "trees", tree)
         self.modes = os.path.join(self.path, "modes")
         self.original = os.path.join(self.path, "original")
+        self.marked = os.path.join(self.path, "marked")
+
+    def require(self, root: bytes) -> None:
+        """Unreachable unless the tree is there; an empty directory in its place is not it."""
+        where = os.fsdecode(root)
+        if not os.path.isdir(root):
+            raise Unreachable(f"{where} of the tree {self.tree} is not there: mount it, or run site.yml")
+        top = os.path.join(where, os.fsdecode(MARKS))
+        marks = os.listdir(top) if os.path.isdir(top) else []
+        if self.tree in marks:
+            return
+        if marks:
+            raise Unreachable(
+                f"{where} holds the tree {', '.join(marks)}, not {self.tree}: mount it in its own place, or, if it has "
+                f"this name now, remove {top}"
+            )
+        if os.path.exists(self.marked):
+            raise Unreachable(
+                f"{where} has no {MARKS.decode()}, which the tree {self.tree} has there: mount it, or, if it begins "
+                f"anew on another disk, remove {self.marked}"
+            )
+
+    def mark(self, root: bytes) -> None:
+        """From now on an empty directory is not taken for the tree. HotspareError."""
+        if os.path.exists(self.marked):
+            return
+        top = os.path.join(os.fsdecode(root), os.fsdecode(MARKS))
+        try:
+            os.makedirs(os.path.join(top, self.tree), exist_ok=True)
+            for path in (top, os.path.dirname(top)):
+                sync_directory(path)
+        except OSError as error:
+            raise HotspareError(
+                f"cannot make {top}: {error.strerror}; give its folder to the tree's account"
+            ) from error
+        write_durably(self.marked, "", mode=0o640)
 
     def is_original(self) -> bool:
         return os.path.exists(self.original) and not os.path.exists(self.modes)
@@ -297,34 +360,34 @@ class Home:
         """The path of one."""
         return os.path.join(self.path, partition + SUFFIX)
 
-    def manifests(self) -> dict[str, Header]:
-        """What the closed days held, in short. HotspareError when one cannot be read."""
+    def manifests(self, damaged: Callable[[str], object]) -> dict[str, Header]:
+        """What the closed days held, in short; `damaged` is told of those that are. HotspareError."""
         found = (
             os.path.relpath(os.path.join(folder, name), self.path)[: -len(SUFFIX)]
             for folder, _folders, names in os.walk(self.path)
             for name in names
             if name.endswith(SUFFIX)
         )
-        heads = ((partition, self.header(partition)) for partition in found)
-        return {partition: head for partition, head in heads if head is not None}
+        heads = {}
+        for partition in found:
+            try:
+                heads[partition] = self.header(partition)
+            except Damaged as error:
+                damaged(error.message)
+        return {partition: head for partition, head in heads.items() if head is not None}
 
     def header(self, partition: str) -> Optional[Header]:
-        """What a closed day held, in short; None when it is not sealed. HotspareError when it cannot be read."""
+        """What a closed day held, in short; None when it is not sealed. Damaged; HotspareError."""
         path = self.manifest(partition)
         with _reading(path), contextlib.suppress(FileNotFoundError), open(path, encoding="utf-8", newline="\n") as file:
             return parse_header(file)
         return None
 
     def sealed(self, partition: str) -> Iterator[Entry]:
-        """What a closed day held, if it is sealed; HotspareError, at the end at the latest, when that was touched."""
+        """What a closed day held, if it is sealed; Damaged, at the end at the latest; HotspareError."""
         path = self.manifest(partition)
         with _reading(path), contextlib.suppress(FileNotFoundError), open(path, encoding="utf-8", newline="\n") as file:
             yield from parse_manifest(file)
-
-    def require_documents(self, root: bytes) -> None:
-        """HotspareError when there are none, and there were: the file system is not mounted."""
-        if is_empty(root, b"") and any(head.files for head in self.manifests().values()):
-            raise HotspareError(f"{os.fsdecode(root)} is empty, and there are manifests of what was in it: mount it")
 
     def seal(self, partition: str, entries: Iterable[Entry]) -> None:
         """Write the manifest of entries, which are gone through twice, whole and durably.
@@ -427,6 +490,6 @@ def _reading(path: str) -> Iterator[None]:
     except OSError as error:
         raise HotspareError(f"cannot read or write {path}: {error.strerror}; see who may, and its disk") from error
     except ValueError as error:
-        raise HotspareError(
+        raise Damaged(
             f"{path} is not as it was written ({error}): move it away, and the next run makes it from the documents"
         ) from error

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import itertools
 import os
 import pwd
@@ -39,13 +40,17 @@ from .document_tree import (
 from .shell import PATH, HotspareError
 from .store import Full
 from .tree_files import (
+    EVIDENCE,
+    STAGING,
     UNREADABLE,
     WRITE,
+    Damaged,
     Home,
     Spool,
     broken,
     content,
     days,
+    is_copy,
     make_copy,
     make_durable,
     place,
@@ -53,8 +58,6 @@ from .tree_files import (
 )
 from .wire import Reply, Stream
 
-STAGING = b".hotspare-incoming"
-EVIDENCE = b".hotspare-conflicts"
 LOCK_SECONDS = 60  # another source is given that long to have its batch taken
 RSYNC = "/usr/bin/rsync"
 LINES = 1000  # in one chunk
@@ -67,20 +70,18 @@ _FLAGS = re.compile(r"-[OptR]+(e[A-Za-z0-9.]*)?")
 
 
 class Copy:
-    """A tree of this host, as a request names it; HotspareError when it is not ours to change."""
+    """A tree of this host, as a request names it; Unreachable when it is not mounted, HotspareError when not ours."""
 
     def __init__(self, config: ArchiveConfig, name: str) -> None:
         self.tree: Tree = config.tree(name)
         self.root = os.fsencode(self.tree.path)
-        self.home = Home(config.directory, name)
+        self.home = Home(config.homes, name)
         account = pwd.getpwuid(os.geteuid()).pw_name
         if account != self.tree.account:
             raise HotspareError(
                 f"the tree {name} of {config.name} belongs to {self.tree.account}, not to {account}: see archive_trees"
             )
-        if not os.path.isdir(self.root):
-            raise HotspareError(f"{self.tree.path} of {config.name} is not there: mount it, or run site.yml")
-        self.home.require_documents(self.root)
+        self.home.require(self.root)
         # A node says itself what it is, by its timer; an archive host is never a primary.
         self.read_only = config.node is None or os.path.exists(self.home.modes)
         self._plain: set[bytes] = set()  # folders that are not behind a link
@@ -156,6 +157,8 @@ class Opened:
         """NotADirectoryError when something else is in its place."""
         if folder in self._after:
             return
+        if folder:
+            self.open(b"")  # last to be closed: where a crash left it open, it is seen that more may be
         try:
             self._copy.require_no_link(folder)
             mode = now = stat.S_IMODE(self._mode(folder))
@@ -240,20 +243,23 @@ def _accept(copy: Copy, request: Mapping[str, Any], payload: Iterable[bytes]) ->
     modes = {require_inside(unescaped(path)): int(mode) & FOLDER_MODE for path, mode in request["folders"].items()}
     staging = copy.staging(str(request["source"]))
     with _explained(copy), copy.home.lock("accept", LOCK_SECONDS):
-        if copy.read_only and not os.path.exists(copy.home.modes):
+        if copy.read_only and not is_copy(copy.root, copy.home):
             make_copy(copy.root, copy.home, lambda path, reason: None)
-        for path, target in targets.items():
-            _stage_link(staging, path, target)
-        arrived = [entry for entry in entries if _has_arrived(staging, entry)]
+        arrived = [entry for entry in entries if _has_arrived(staging, entry, targets)]
         if copy.read_only:
             new = [(mode, path) for path, mode in modes.items() if not os.path.exists(place(copy.root, path))]
             files = [(entry.mode & FILE_MODE, entry.path) for entry in arrived if entry.mode & WRITE]
             copy.home.note_modes([*new, *files])
         for entry in arrived:
-            _dress(staging, entry, copy.read_only)
+            if not stat.S_ISLNK(entry.mode):
+                path = os.path.join(staging, entry.path)
+                _set_time(path, entry)
+                os.chmod(path, entry.mode & FILE_MODE & ~(WRITE if copy.read_only else 0))
         make_durable(copy.root)  # content, before it has its names
         with Opened(copy, modes) as folders:
-            outcomes = {entry.path: _link(copy, staging, entry, folders) for entry in arrived}
+            folders.open(b"")
+            copy.home.mark(copy.root)
+            outcomes = {entry.path: _store(copy, staging, entry, targets, folders) for entry in arrived}
         make_durable(copy.root)
     return {"outcomes": [outcomes.get(entry.path, "changed") for entry in entries]}
 
@@ -266,7 +272,9 @@ def _room(copy: Copy, request: Mapping[str, Any], payload: Iterable[bytes]) -> R
 
 def _manifests(copy: Copy, request: Mapping[str, Any], payload: Iterable[bytes]) -> Reply:
     """The sealed days: SHA-256 and partition of each."""
-    return Stream(_chunks(f"{head.sha256} {name}\n" for name, head in sorted(copy.home.manifests().items())))
+    # What is damaged is told when the day is to be sealed again.
+    heads = copy.home.manifests(lambda said: None)
+    return Stream(_chunks(f"{head.sha256} {name}\n" for name, head in sorted(heads.items())))
 
 
 def _seal(copy: Copy, request: Mapping[str, Any], payload: Iterable[bytes]) -> Reply:
@@ -280,13 +288,16 @@ def _seal(copy: Copy, request: Mapping[str, Any], payload: Iterable[bytes]) -> R
         for chunk in payload:
             text.add(chunk)
         lacking = []
-        for entry, before in joined(parse_manifest(text.lines()), copy.home.sealed(partition)):
-            if before is not None and not (entry is not None and entry.same_content(before)):
-                lacking.append(f"{escaped(before.path)} is another one in the manifest that is there")
-            elif entry is not None and not copy.holds(entry):
-                lacking.append(f"{escaped(entry.path)} is not there as it was sealed")
-            elif entry is not None:
-                entries.add(line(entry).encode())
+        try:
+            for entry, before in joined(parse_manifest(text.lines()), copy.home.sealed(partition)):
+                if before is not None and not (entry is not None and entry.same_content(before)):
+                    lacking.append(f"{escaped(before.path)} is another one in the manifest that is there")
+                elif entry is not None and not copy.holds(entry):
+                    lacking.append(f"{escaped(entry.path)} is not there as it was sealed")
+                elif entry is not None:
+                    entries.add(line(entry).encode())
+        except Damaged as error:
+            lacking.append(error.message)
         if not lacking:
             copy.home.seal(partition, entries)
     return {"sealed": not lacking, "lacking": len(lacking), "names": lacking[:NAMES]}
@@ -338,55 +349,53 @@ def _state(copy: Copy, entry: Entry, adjust: bool) -> str:
     return "kept" if os.path.lexists(place(copy.root, copy.evidence(entry))) else "different"
 
 
-def _stage_link(staging: bytes, link: bytes, target: bytes) -> None:
-    """Made here: an rsync that may bring links may bring any."""
-    path = os.path.join(staging, link)
-    if not link_stays(link, target):
-        raise HotspareError(f"the link {escaped(link)} leads out of the tree: it is not taken")
-    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)
-    os.symlink(target, path)
-
-
-def _has_arrived(staging: bytes, entry: Entry) -> bool:
-    """Whether what is staged is what was announced; what is not goes."""
+def _has_arrived(staging: bytes, entry: Entry, targets: Mapping[bytes, bytes]) -> bool:
+    """Whether what is staged, or the target of a link, is what was announced; what is not goes."""
+    if stat.S_ISLNK(entry.mode):
+        target = targets.get(entry.path)
+        if target is not None and not link_stays(entry.path, target):
+            raise HotspareError(f"the link {escaped(entry.path)} leads out of the tree: it is not taken")
+        return target is not None and hashlib.sha256(target).hexdigest() == entry.sha256
     path = os.path.join(staging, entry.path)
     try:
-        if content(path) == entry.sha256:
+        if stat.S_ISREG(os.lstat(path).st_mode) and content(path) == entry.sha256:
             return True
         os.unlink(path)
+    except IsADirectoryError:  # of a run that died before there was a document of that name
+        shutil.rmtree(path)
     except (FileNotFoundError, NotADirectoryError):
         pass
     return False
-
-
-def _dress(staging: bytes, entry: Entry, read_only: bool) -> None:
-    """Its time, and its mode here."""
-    path = os.path.join(staging, entry.path)
-    _set_time(path, entry)
-    if not stat.S_ISLNK(entry.mode):
-        os.chmod(path, entry.mode & FILE_MODE & ~(WRITE if read_only else 0))
 
 
 def _set_time(path: bytes, entry: Entry) -> None:
     os.utime(path, ns=(entry.mtime, entry.mtime), follow_symlinks=False)
 
 
-def _link(copy: Copy, staging: bytes, entry: Entry, folders: Opened) -> str:
-    """Give what is staged its name; what happened."""
+def _store(copy: Copy, staging: bytes, entry: Entry, targets: Mapping[bytes, bytes], folders: Opened) -> str:
+    """Give what is staged its name; what happened. A link is made here: an rsync that may bring links may bring any."""
     staged = os.path.join(staging, entry.path)
+    is_link = stat.S_ISLNK(entry.mode)
+
+    def name(path: bytes) -> None:
+        if is_link:
+            os.symlink(targets[entry.path], path)
+            _set_time(path, entry)
+        else:
+            os.link(staged, path, follow_symlinks=False)
+
     try:
         folders.open(os.path.dirname(entry.path))
-        os.link(staged, copy.path(entry), follow_symlinks=False)
+        name(copy.path(entry))
         outcome = "new"
     except (FileExistsError, NotADirectoryError):
         outcome = "same" if copy.holds(entry) else "different"
         if outcome == "different":
             folders.open(os.path.dirname(copy.evidence(entry)))
             with contextlib.suppress(FileExistsError):
-                os.link(staged, place(copy.root, copy.evidence(entry)), follow_symlinks=False)
-    os.unlink(staged)
+                name(place(copy.root, copy.evidence(entry)))
+    if not is_link:
+        os.unlink(staged)
     return outcome
 
 

@@ -22,11 +22,22 @@ from .document_tree import (
     joined,
     line,
     missing_days,
-    require_pattern,
     unescaped,
 )
-from .shell import HotspareError
-from .tree_files import UNREADABLE, Home, Spool, Unfinished, broken, days, is_empty, place, read, walk
+from .tree_files import (
+    REPLACED,
+    UNREADABLE,
+    Damaged,
+    Home,
+    Spool,
+    Unfinished,
+    broken,
+    days,
+    is_empty,
+    place,
+    read,
+    walk,
+)
 
 NAMES = 1000  # listed of each kind
 SAID = 3  # of them in a sentence
@@ -60,14 +71,9 @@ class Told:
 
 
 def home_of(config: ArchiveConfig, tree: Tree) -> Home:
-    """HotspareError unless the tree is there."""
-    home = Home(config.directory, tree.name)
-    require_pattern(tree.partition)
-    if not os.path.isdir(tree.path):
-        raise HotspareError(
-            f"{tree.path} of the tree {tree.name} is not there for {tree.account}: mount it, or make it"
-        )
-    home.require_documents(os.fsencode(tree.path))
+    """Unreachable unless the tree is there; HotspareError."""
+    home = Home(config.homes, tree.name)
+    home.require(os.fsencode(tree.path))
     return home
 
 
@@ -81,7 +87,7 @@ def blank(tree: Tree) -> dict[str, Any]:
 
 
 class Source:
-    """The tree here, in one run."""
+    """The tree here, in one run; `whole` as long as it could all be read."""
 
     def __init__(self, config: ArchiveConfig, tree: Tree, check_mode: bool) -> None:
         self.config, self.tree, self.check_mode = config, tree, check_mode
@@ -89,7 +95,9 @@ class Source:
         self.began = datetime.now()
         self.days = {escaped(folder): day for folder, day in days(self.root, tree.partition).items()}
         self.first_open = first_open(self.began.timestamp(), tree.grace)
-        self.open, self.refused, self.conflicts = Told(), Told(), Told()
+        self.open, self.refused, self.conflicts, self.damaged = Told(), Told(), Told(), Told()
+        self.whole = True
+        self.manifests = self.home.manifests(self.damaged.add)
         self.sealed: list[str] = []
 
     def is_closed(self, partition: str) -> bool:
@@ -98,7 +106,18 @@ class Source:
     def listing(self, partition: str) -> Iterator[Entry]:
         """What is in a day's folder; "" is all that is in none."""
         leave = set(map(unescaped, self.days)) if not partition else ()
-        return walk(self.root, unescaped(partition), leave=leave, refuse=self.refused.path)
+        return walk(self.root, unescaped(partition), leave=leave, refuse=self._refuse)
+
+    def is_damaged(self, partition: str) -> bool:
+        """Whether the manifest of a day is, and told; then nothing is done with that day."""
+        try:
+            for _entry in self.home.sealed(partition):
+                pass
+        except Damaged as error:
+            self.damaged.add(error.message)
+            self.whole = False
+            return True
+        return False
 
     def read(self, entry: Entry, sealed: Optional[Entry]) -> Optional[Entry]:
         """With its SHA-256; None, and told, when it is not finished, cannot be read, or changed after it was sealed."""
@@ -106,22 +125,46 @@ class Source:
             return entry._replace(sha256=sealed.sha256)
         try:
             found = read(self.root, entry)
-        except FileNotFoundError:
-            return None
         except Unfinished:
-            self.open.add(escaped(entry.path))
+            self.unfinished(entry)
             return None
         except PermissionError:
-            self.refused.path(entry.path, UNREADABLE)
+            self._refuse(entry.path, UNREADABLE)
             return None
         except OSError as error:
-            raise broken(self.root, entry.path, error) from error
+            if error.errno not in REPLACED:
+                raise broken(self.root, entry.path, error) from error
+            self.whole = False  # it may be elsewhere in the tree
+            return None
         if sealed is not None and not found.same_content(sealed):
             self.conflicts.path(
                 entry.path, "changed after its day was sealed: it is not shipped, the copies keep theirs"
             )
             return None
         return found
+
+    def unfinished(self, entry: Entry) -> None:
+        """It was not what it was read as, when it went, or is written still."""
+        self.open.add(escaped(entry.path))
+        self.whole = False
+
+    def changed(self, entry: Entry) -> None:
+        """What arrived is not what was announced: it was written to, or it is not what it was when it was sealed."""
+        try:
+            found = read(self.root, entry)
+        except (OSError, Unfinished):
+            found = entry
+        if found.same_look(entry) and found.sha256 != entry.sha256:
+            self.conflicts.path(
+                entry.path,
+                "has the size and the time of what was sealed, and other content: see its disk, and the copies",
+            )
+        else:
+            self.unfinished(entry)
+
+    def _refuse(self, path: bytes, reason: str) -> None:
+        self.refused.path(path, reason)
+        self.whole = self.whole and reason != UNREADABLE
 
     def seal(self, partition: str) -> None:
         """Write the manifest of a closed day once all in it is finished; what came late is added, and told."""
@@ -143,6 +186,7 @@ class Source:
             if waiting == 0 and (added or not known):
                 self.sealed.append(partition)
                 if not self.check_mode:
+                    self.home.require(self.root)  # what was unmounted just now is no empty day
                     self.home.seal(partition, entries)
             elif known and not self.check_mode:
                 os.utime(path)  # when it was last looked at
@@ -164,7 +208,7 @@ class Source:
 
     def order(self, there: Sequence[Mapping[str, str]], turn: Optional[int]) -> list[str]:
         """The days to work on, as due() has them; `there`: for each destination the SHA-256 of its manifests."""
-        sealed = {name: head.sha256 for name, head in self.home.manifests().items() if name in self.days}
+        sealed = {name: head.sha256 for name, head in self.manifests.items() if name in self.days}
         looked = {name: os.stat(self.home.manifest(name)).st_mtime for name in sealed}
         lacking = [name for name in sealed if any(held.get(name) != sealed[name] for held in there)]
         return due(self.days, looked, lacking, self.first_open, turn)
@@ -181,7 +225,7 @@ class Source:
     def missing_days(self) -> list[str]:
         """Folders of days that should hold documents, and do not."""
         held = {day for folder, day in self.days.items() if not is_empty(self.root, unescaped(folder))}
-        for partition, head in self.home.manifests().items():
+        for partition, head in self.manifests.items():
             day = day_of(partition, self.tree.partition)
             held |= {day} if day is not None and head.files else set()
         missing = missing_days(held, self.first_open, self.tree.skip) if self.tree.partition else []
@@ -196,5 +240,5 @@ class Source:
             "counts": {key: len(told) for key, told in lists.items()},
             "sealed": self.sealed,
             "missing_days": self.missing_days(),
-            "problems": [str(told) for told in (self.conflicts, self.refused) if told],
+            "problems": [str(told) for told in (self.damaged, self.conflicts, self.refused) if told],
         }

@@ -15,6 +15,7 @@ import math
 import multiprocessing
 import os
 import signal
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -32,6 +33,7 @@ from .wire import failed, failure
 
 WAIT_SECONDS = 300  # for another run on the same tree
 TICK_SECONDS = 240  # a run of the timer begins no further closed day after that
+TEMPORARY = tempfile.gettempdir()
 TICKS = 288  # in a day, about: in so many runs of the timer every sealed day is looked at
 
 
@@ -103,7 +105,7 @@ def _switch_and_sync(
 ) -> dict[str, Any]:
     """A copy ships nothing, or what was deleted on the original would come back; but what it owes, it does."""
     switched = blank(tree) if writable is None else _set_writable(config, tree, writable, check_mode)
-    if not (writable or Home(config.directory, tree.name).ships()):
+    if not (writable or Home(config.homes, tree.name).ships()):
         return switched
     result = _sync(config, tree, names, check_mode, timer)
     problems = [*switched["problems"], *result["problems"]]
@@ -141,15 +143,26 @@ def _answer(account: str, work: Callable[[], dict[str, Any]], sending: Connectio
         sending.send({"ok": True, "result": work()})
     except HotspareError as error:
         sending.send({**failure(error), "busy": isinstance(error, Busy)})
+    except OSError as error:  # of a temporary file, mostly
+        what = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+        sending.send(
+            failure(HotspareError(f"documents could not be worked on ({what}): see that {TEMPORARY} has room"))
+        )
 
 
 def _set_writable(config: ArchiveConfig, tree: Tree, wanted: bool, check_mode: bool) -> dict[str, Any]:
     root, home = os.fsencode(tree.path), home_of(config, tree)
-    changed = not (home.is_original() if wanted else is_copy(root, home))
     refused = Told()
+
+    def is_so() -> bool:
+        return home.is_original() if wanted else is_copy(root, home)
+
+    changed = not is_so()
     if changed and not check_mode:
         with home.lock("accept", WAIT_SECONDS):
-            (make_original if wanted else make_copy)(root, home, refused.path)
+            changed = not is_so()  # it may have been open only for documents that came
+            if changed:
+                (make_original if wanted else make_copy)(root, home, refused.path)
     wish = "writable" if wanted else "a read-only copy"
     problems = [f"the tree {tree.name} is not all {wish}: {refused}; give it to {tree.account}"] if refused else []
     return {**blank(tree), "changed": changed, "refused": list(refused), "problems": problems}
@@ -168,19 +181,25 @@ def _sync(
     locked = source.home.lock("ship", 0 if timer else WAIT_SECONDS)
     until = time.monotonic() + (TICK_SECONDS if timer else math.inf)
     with contextlib.nullcontext() if check_mode else locked, connected(source, names) as targets:
+        if not check_mode and not owes:
+            source.home.mark(source.root)
         turn = len(source.days) // TICKS + 1 if timer and not owes else None
         left = ["", *source.order([target.manifests for target in targets if target.works], turn)]
         while left and not (source.is_closed(left[0]) and time.monotonic() > until):
             partition = left.pop(0)
+            if source.is_damaged(partition):
+                continue
             closes = source.is_closed(partition) and not owes  # only the original seals
             if closes:
                 source.seal(partition)
             for target in targets:
                 target.attempt(target.bring, partition, closes)
-        done = not left and not source.open
+        source.home.require(source.root)  # nor was it unmounted meanwhile
+        done = not left and source.whole
         for target in targets if not check_mode else ():
-            target.attempt(target.finish, done and not source.conflicts)
-    if owes and done and names is None and not check_mode and all(target.works for target in targets):
+            target.attempt(target.finish, done and not source.conflicts and not target.conflicts)
+    everywhere = names is None and bool(targets) and all(target.works for target in targets)
+    if owes and done and everywhere and not check_mode:
         source.home.paid()
     found = source.record()
     return {

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shlex
 import stat
@@ -19,13 +20,13 @@ from .archive_link import SshDestination, ssh_command
 from .document_tree import Entry, escaped, joined, line, look
 from .shell import HotspareError, run
 from .store import Full, chunks
-from .tree_files import Spool
-from .tree_server import EVIDENCE
+from .tree_files import EVIDENCE, Spool
 from .tree_source import SAID, Source, Told
 from .wire import Unreachable
 
 BATCH_FILES = 5000
 BATCH_BYTES = 512 << 20
+BATCH_NAMES = 1 << 20  # bytes of paths: what is said of them has to fit into a message
 WORK_SECONDS = 86400.0  # the other end may read that long; ssh notices when it is dead
 RSYNC = (0, 23, 24)  # all, or less some files that could not be read or are gone: what arrived tells
 
@@ -145,7 +146,7 @@ class Target:
                 self.names.add(escaped(entry.path))
         for entry, state in states.items():
             if state == "changed":
-                self.source.open.add(escaped(entry.path))
+                self.source.changed(entry)
             elif state in ("different", "kept"):
                 where = f"{os.fsdecode(EVIDENCE)} as {entry.sha256}"
                 self.conflicts.path(entry.path, f"is another one there: both stay, and this one lies there in {where}")
@@ -157,7 +158,8 @@ class Target:
             return []
         source = self.source
         targets = source.targets(entries)
-        self._rsync([entry for entry in entries if stat.S_ISREG(entry.mode)])
+        if files := [entry for entry in entries if stat.S_ISREG(entry.mode)]:
+            self._rsync(files)
         modes = source.modes(entries)
         reply = self._call(
             "accept",
@@ -171,6 +173,11 @@ class Target:
     def _rsync(self, entries: Sequence[Entry]) -> None:
         """Bring these to the staging directory there. Unreachable; Full; what did not arrive is found out there."""
         tree = self.source.tree
+        size = sum(entry.size for entry in entries)
+        if not self._has_room(size):
+            self._clean()  # what a run that broke has left there half
+            if not self._has_room(size):
+                raise Full(f"there is no room for {size} bytes of documents: make some")
         host = f"[{self.place.host}]" if ":" in self.place.host else self.place.host
         with tempfile.NamedTemporaryFile() as names:
             # A name that begins with # would be a comment.
@@ -182,11 +189,17 @@ class Target:
             done = run(["rsync", *options, *way, *places], timeout=None, check=False)
         if done.rc in RSYNC:
             return
-        free, size = int(self._call("room")["free_bytes"]), sum(entry.size for entry in entries)
-        if free < size:
-            raise Full(f"there is no room for {size} bytes of documents, {free} are free: make some")
+        if any(os.strerror(code) in done.stderr for code in (errno.ENOSPC, errno.EDQUOT)):
+            self._clean()
+            raise Full(f"there is no room any more for {size} bytes of documents: make some")
         said = done.stderr.strip().splitlines() or ["it said nothing"]
         raise Unreachable(f"rsync to {self.place} failed with exit code {done.rc}: {said[0]}; see its log there")
+
+    def _has_room(self, size: int) -> bool:
+        return int(self._call("room")["free_bytes"]) >= size
+
+    def _clean(self) -> None:
+        self._call("finish", source=self.source.config.name, complete=None)
 
     def _seal(self, partition: str) -> None:
         if not self.source.check_mode:
@@ -225,12 +238,13 @@ def connected(source: Source, names: Optional[Sequence[str]]) -> Iterator[list[T
 def batches(rows: Iterable[tuple[Entry, Optional[Entry]]]) -> Iterator[list[tuple[Entry, Optional[Entry]]]]:
     """Of so many files, and so many bytes, that a run which dies has not much to do again."""
     batch: list[tuple[Entry, Optional[Entry]]] = []
-    size = 0
+    size = names = 0
     for row in rows:
         batch.append(row)
         size += row[0].size
-        if len(batch) == BATCH_FILES or size >= BATCH_BYTES:
+        names += len(row[0].path)
+        if len(batch) == BATCH_FILES or size >= BATCH_BYTES or names >= BATCH_NAMES:
             yield batch
-            batch, size = [], 0
+            batch, size, names = [], 0, 0
     if batch:
         yield batch

@@ -10,6 +10,7 @@ read raises ValueError: a guessed position is worse than none.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 MIB = 1024 * 1024
@@ -121,6 +122,14 @@ def fork_point(history: list[HistoryEntry], timeline: int) -> int | None:
     if not any(entry.timeline == timeline for entry in history):
         return None
     return min(entry.switch_lsn for entry in history if entry.timeline >= timeline)
+
+
+def timeline_at(history: Sequence[HistoryEntry], timeline: int, lsn: int) -> int:
+    """Which timeline wrote the byte at `lsn` of the WAL of `timeline`, which has this history."""
+    for index, entry in enumerate(history):
+        if lsn < min(later.switch_lsn for later in history[index:]):
+            return entry.timeline
+    return timeline
 
 
 def _segments_per_id(size: int) -> int:

@@ -13,11 +13,23 @@ from __future__ import annotations
 import hashlib
 import re
 import struct
+from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Optional
 
 from .shell import HotspareError
-from .wal import MIB, format_lsn, parse_history, parse_lsn, parse_segment_name, segment_name, segment_size_ok
+from .wal import (
+    MIB,
+    HistoryEntry,
+    format_lsn,
+    parse_history,
+    parse_lsn,
+    parse_segment_name,
+    segment_name,
+    segment_size_ok,
+    timeline_at,
+)
 
 MAGICS = {0xD106: 13, 0xD10D: 14, 0xD110: 15, 0xD113: 16, 0xD116: 17, 0xD118: 18}  # XLOG_PAGE_MAGIC
 CODES = ("name", "size", "magic", "flags", "system", "address", "timeline", "page", "hole", "empty", "parse", "changed")
@@ -105,11 +117,17 @@ def header(begin: bytes) -> Optional[Header]:
 class Check:
     """Feed it a file's content in pieces of any size; BadWal at the first defect.
 
-    system_identifier, segment_size: what it has to be, where that is known.
+    system_identifier, segment_size: what it has to be, where that is known. history: the ancestors of the timeline in
+    its name, where they are known; without them a segment of an ancestor may pass that was renamed to that timeline.
     """
 
     def __init__(
-        self, name: str, *, system_identifier: Optional[int] = None, segment_size: Optional[int] = None
+        self,
+        name: str,
+        *,
+        system_identifier: Optional[int] = None,
+        segment_size: Optional[int] = None,
+        history: Optional[Sequence[HistoryEntry]] = None,
     ) -> None:
         found = kind(name)
         if found is None:
@@ -123,7 +141,9 @@ class Check:
         self._rest = b""  # of a page that is not complete yet; of a text, all
         self._header: Optional[Header] = None
         self._address = 0  # of the next page
+        self._ancestors = history
         self._timelines: list[int] = []
+        self._begins: list[int] = []  # with which page each of them begins, its address
         self._zeros_from: Optional[int] = None  # the address of the first page without anything
 
     def sha256(self) -> str:
@@ -163,6 +183,8 @@ class Check:
             raise self._bad("size", f"is cut off: it has {self.size} bytes, less than the header of a page")
         if self.size != found.segment_size:
             raise self._bad("size", f"is cut off: it has {self.size} of the {found.segment_size} bytes of a segment")
+        if self._ancestors is not None:
+            self._follows(self._ancestors, found)
         return WalFacts(
             self.name,
             self.kind,
@@ -199,7 +221,7 @@ class Check:
             actual = segment_name(named.timeline, found.address, size)
             raise self._bad("address", f"begins with {format_lsn(found.address)}, which belongs into {actual}")
         self._address = found.address
-        self._timeline(found.timeline, "its first page")
+        self._timeline(found.timeline, found.address, "its first page")
         return found
 
     def _pages(self, data: bytes, first: Header) -> bytes:
@@ -216,7 +238,7 @@ class Check:
                 if info & ~FLAGS or bool(info & LONG_HEADER) != (address == first.address):
                     raise self._bad("flags", f"has the flags 0x{info:04X} in {self._page(address)}")
                 if timeline != self._timelines[-1]:
-                    self._timeline(timeline, self._page(address))
+                    self._timeline(timeline, address, self._page(address))
             expected += step
         self._address = expected
         return data[end:]
@@ -233,13 +255,38 @@ class Check:
             where = self._page(expected)
             raise self._bad("page", f"is damaged: {where} has the header 0x{magic:04X} of {format_lsn(address)}")
 
-    def _timeline(self, timeline: int, where: str) -> None:
-        """The first segment of a timeline begins with a copy of its ancestor's, so an earlier one is right."""
+    def _timeline(self, timeline: int, address: int, where: str) -> None:
+        """The first segment of a timeline begins with a copy of its ancestor's, so an earlier one is right.
+
+        It may even be in all pages: when it is given up before it goes beyond the page with the switch.
+        """
         before = self._timelines[-1] if self._timelines else 1
         if not before <= timeline <= int(self.name[:8], 16):
             after = f" after {before}" if self._timelines else ""
             raise self._bad("timeline", f"has timeline {timeline} in {where}{after}, which its name does not allow")
         self._timelines.append(timeline)
+        self._begins.append(address)
+
+    def _follows(self, history: Sequence[HistoryEntry], first: Header) -> None:
+        """Each page has the timeline that wrote its first byte; a timeline begins with the segment of its switch."""
+        own = int(self.name[:8], 16)
+        end = first.address + first.segment_size
+        ancestor = timeline_at(history, own, end - 1)
+        if ancestor != own:
+            actual = segment_name(ancestor, first.address, first.segment_size)
+            raise self._bad("timeline", f"lies before the switch to its timeline, so it belongs into {actual}")
+        if self.kind == "partial":
+            end = first.address + 1  # only of the first page is it known what it holds
+        elif self._zeros_from is not None:
+            end = self._zeros_from
+        # Only there it can change, what is found and what is wanted.
+        switches = (-(-entry.switch_lsn // first.page_size) * first.page_size for entry in history)
+        for address in sorted({*self._begins, *(page for page in switches if first.address < page < end)}):
+            found = self._timelines[bisect_right(self._begins, address) - 1]
+            wanted = timeline_at(history, own, address)
+            if found != wanted:
+                where = self._page(address)
+                raise self._bad("timeline", f"has timeline {found} in {where}, which by its history is of {wanted}")
 
     def _page(self, address: int) -> str:
         if self._header is None:

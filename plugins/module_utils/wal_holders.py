@@ -61,6 +61,12 @@ class Server:
         """Which segments belong to its history, by timeline."""
         return chain(self.timeline, self.history, self.identity.segment_size)
 
+    def ancestors(self, timeline: int) -> Optional[tuple[HistoryEntry, ...]]:
+        """The history of a timeline that ours went through; None of another one."""
+        if timeline not in (self.timeline, *(entry.timeline for entry in self.history)):
+            return None
+        return tuple(entry for entry in self.history if entry.timeline < timeline)
+
 
 def read_server(node: Instance) -> Server:
     """Also of a server that is stopped; HotspareError when it does not tell enough."""

@@ -20,7 +20,7 @@ from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from typing import Any, Optional
 
-from .archive import COMPRESSED_KINDS, Entry
+from .archive import COMPRESSED_KINDS, Entry, source
 from .archive_config import ArchiveConfig
 from .archive_gaps import gaps
 from .archive_link import Digest
@@ -31,7 +31,7 @@ from .server import read_text
 from .shell import HotspareError
 from .store import Conflict, Full
 from .wal import format_lsn
-from .wal_file import BadWal, kind
+from .wal_file import BadWal, Check, kind
 from .wal_holders import Archived, Holder, Look, Server, look, read_server, stray
 from .wire import Unreachable
 
@@ -216,6 +216,7 @@ def _carry(seen: Look, name: str, works: Sequence[_Work]) -> list[str]:
     for origin in (holder for holder in seen.holders if name in holder.held and not holder.error):
         try:
             with origin.file(name) as path:
+                _require_ours(seen, name, path)
                 while left:
                     left[0].take(name, path, origin)
                     left.pop(0)
@@ -229,6 +230,16 @@ def _carry(seen: Look, name: str, works: Sequence[_Work]) -> list[str]:
         except HotspareError as error:
             failed.append(f"{name} could not be taken from {origin.name}: {error.message}")
     return damaged + failed
+
+
+def _require_ours(seen: Look, name: str, path: str) -> None:
+    """BadWal when its pages are not of the timelines that our history has there; all else is looked at by who ships."""
+    history = seen.server.ancestors(int(name[:8], 16)) if seen.server and kind(name) in COMPRESSED_KINDS else None
+    if history:
+        check = Check(name, **asdict(seen.identity), history=history)
+        for block in source(path):
+            check.feed(block)
+        check.finish()
 
 
 def _size(seen: Look, name: str, origin: Holder) -> int:

@@ -42,15 +42,16 @@ options:
         error. Nothing is changed.
       - With V(pruned) the archives of the destinations and of the node itself are rid of WAL that nobody needs, the
         oldest first. Nothing is removed, and it is an error, when any of those who may need WAL does not say from where
-        on - every server, its slots, every archive for its base backups. Where the configuration does not say what to
-        keep, nothing is removed, and that is no error. Documents are never removed.
+        on - every server, its slots, every archive for its base backups - or while a backup is seen to be taken. Where
+        the configuration does not say what to keep, nothing is removed, and that is no error. Documents are never
+        removed.
     type: str
     choices: [present, verified, checked, pruned]
     default: present
   destinations:
     description:
       - The names of the destinations to bring to O(state), all by default. The archive of the node itself counts too,
-        but nothing is shipped to it.
+        but nothing is shipped to it. An empty list is none, as where all others are dead, and no error.
       - Files are taken from the others as well, and compared with theirs.
     type: list
     elements: str
@@ -363,6 +364,18 @@ from ansible_collections.hotspare.postgresql.plugins.module_utils.archive_config
 from ansible_collections.hotspare.postgresql.plugins.module_utils.shell import HotspareError
 
 
+def _require_meant(params: Mapping[str, Any]) -> None:
+    """HotspareError for options that would have no effect: who gives one believes that it has."""
+    if params["kind"] == "tree" and params["state"] == "pruned":
+        raise HotspareError("documents are never removed: state=pruned is for kind=wal")
+    for name in ("trees", "writable"):
+        if params["kind"] == "wal" and params[name] is not None:
+            raise HotspareError(f"{name} is about document trees, and nothing was done: add kind=tree, or leave it out")
+    if params["writable"] is not None and params["state"] != "present":
+        state = params["state"]
+        raise HotspareError(f"writable is for state=present, and state={state} changes no tree: leave one of them out")
+
+
 def _wal(config: ArchiveConfig, params: Mapping[str, Any], check_mode: bool) -> dict[str, Any]:
     state, names = params["state"], params["destinations"]
     if state == "present":
@@ -382,8 +395,6 @@ def _tree(config: ArchiveConfig, tree: Tree, params: Mapping[str, Any], check_mo
 
 def _trees(config: ArchiveConfig, params: Mapping[str, Any], check_mode: bool) -> dict[str, Any]:
     """One tree that cannot be worked on keeps nothing from the others."""
-    if params["state"] == "pruned":
-        raise HotspareError("documents are never removed: state=pruned is for kind=wal")
     named = params["trees"]
     records = []
     for tree in config.trees if named is None else [config.tree(name) for name in named]:
@@ -427,6 +438,7 @@ def main() -> None:
     )
     params = module.params
     try:
+        _require_meant(params)
         config = read_archive_config(params["config_file"])
         result = (_trees if params["kind"] == "tree" else _wal)(config, params, module.check_mode)
     except HotspareError as error:

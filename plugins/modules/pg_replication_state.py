@@ -473,7 +473,8 @@ node:
         - What the shipper of the role C(archive) says of itself and of each destination of this node's WAL. V(null) if
           nothing is shipped from here, which is so without C(hotspare-archive.json) beside the server's configuration.
         - C(running) is whether it lives and speaks, V(null) if that cannot be told, and C(reason) says why it is not
-          V(true). C(acknowledged) is the last file that it told the server to be archived.
+          V(true). C(acknowledged) is the last file that it told the server to be archived. Those of
+          C(empty) are backup history files without content, which are not archived.
         - Of each destination C(state) is V(connected), V(unreachable), V(full), V(conflict) or V(refused) since
           C(since), and C(last) the last file that came there, at C(last_at). C(waiting) and C(waiting_bytes) count what
           is marked to be archived and is not there, the oldest for C(oldest_waiting_seconds). C(behind) files are
@@ -489,6 +490,7 @@ node:
         version: 0.1.0
         updated: "2026-11-20 10:44:58 UTC"
         acknowledged: "00000001000000000000000C"
+        empty: []
         destinations:
           - name: db2
             state: connected

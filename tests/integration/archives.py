@@ -19,16 +19,17 @@ import shutil
 import signal
 import socket
 import subprocess
-import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import yaml
 from ansible_collections.hotspare.postgresql.plugins.module_utils import packing
 
-from .conftest import ACCOUNT, _free_port, _send, eventually, execute
+from .conftest import ACCOUNT, _free_port, _send, eventually, execute, make_directory
 
 PYTHON = "/usr/bin/python3"
+VARIABLES = Path(__file__).resolve().parents[2] / "roles/node/vars/main.yml"
 SSHD = "/usr/sbin/sshd"
 # Debian locks the account postgres with "!": without PAM sshd would not let it in.
 SSHD_CONFIG = """\
@@ -126,7 +127,7 @@ class Archives:
 
     def __init__(self) -> None:
         # Not in tmp_path, where only root may go.
-        self.directory = Path(tempfile.mkdtemp(prefix="hotspare-archives-", dir="/tmp"))
+        self.directory = make_directory("hotspare-archives-")
         self.directory.chmod(0o755)
         self.program = self.directory / "hotspare.pyz"
         self.program.write_bytes(_packed())
@@ -176,6 +177,41 @@ class Archives:
         for host in self._hosts:
             host.stop()
         shutil.rmtree(self.directory)
+
+
+class Share:
+    """A destination that is a directory of this machine, such as a NAS: `directory` is where it is mounted."""
+
+    def __init__(self, archives: Archives, name: str) -> None:
+        self.directory = archives.make_directory(name)
+        self.place = {"name": name, "directory": str(self.directory)}
+        self._disk = archives.make_directory(f"{name}-disk")
+
+    def mount(self) -> None:
+        subprocess.run(["mount", "--bind", self._disk, self.directory], check=True)
+
+    def unmount(self) -> None:
+        """The directory is empty now, and the account may write there: so mount points often are."""
+        subprocess.run(["umount", "--lazy", self.directory], check=True)
+
+    @property
+    def mounted(self) -> bool:
+        mounts = Path("/proc/self/mounts").read_text(encoding="utf-8").splitlines()
+        return str(self.directory) in [line.split()[1] for line in mounts]  # is_mount() does not see a bind mount
+
+    def hidden(self) -> list[str]:
+        """What lies in the mount point itself; it is not mounted."""
+        assert not self.mounted
+        return sorted(str(path.relative_to(self.directory)) for path in self.directory.rglob("*"))
+
+
+def setting(command: str, client: str, files: str) -> str:
+    """archive_command or restore_command as the role node sets it, with another client and other files."""
+    text = str(yaml.safe_load(VARIABLES.read_text(encoding="utf-8"))["_node_archive"][command])
+    for name, value in {"_node_archive_client": client, "_node_archive_files": files}.items():
+        assert f"{{{{ {name} }}}}" in text
+        text = text.replace(f"{{{{ {name} }}}}", value)
+    return text
 
 
 @functools.cache

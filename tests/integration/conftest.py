@@ -72,6 +72,7 @@ host  all         replicator 127.0.0.1/32  scram-sha-256
 """
 PREPARATION = """\
 CREATE ROLE replicator LOGIN REPLICATION PASSWORD '{password}';
+GRANT pg_monitor TO replicator;
 GRANT EXECUTE ON FUNCTION pg_ls_dir(text, boolean, boolean), pg_stat_file(text, boolean), pg_read_binary_file(text),
   pg_read_binary_file(text, bigint, bigint, boolean) TO replicator;
 CREATE TABLE ledger (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, note text);
@@ -97,12 +98,11 @@ def eventually(look: Callable[[], Any], *, timeout: float = SLOW_SECONDS) -> Any
 def execute(*argv: str, stdin: str | None = None, account: str = ACCOUNT, check: bool = True) -> str:
     """Run a program without the code under test; its output."""
     entry = pwd.getpwnam(account)
+    # Not by subprocess's `user`, which would copy this process's page tables for each program.
+    become = ["setpriv", f"--reuid={entry.pw_uid}", f"--regid={entry.pw_gid}", "--clear-groups"]
     done = subprocess.run(
-        argv,
+        [*(become if os.geteuid() != entry.pw_uid else []), *argv],
         input=stdin or "",
-        user=entry.pw_uid,
-        group=entry.pw_gid,
-        extra_groups=[],
         cwd="/",
         env={"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8", "HOME": entry.pw_dir},
         capture_output=True,
@@ -112,6 +112,17 @@ def execute(*argv: str, stdin: str | None = None, account: str = ACCOUNT, check:
     )
     assert not check or done.returncode == 0, f"{argv}: {done.stdout}{done.stderr}"
     return done.stdout
+
+
+def make_directory(prefix: str) -> Path:
+    """A new one, in memory where there is room: it is filled with a thousand files and removed again with each test,
+    and a journal-less ext4 takes longer to find an inode the more were freed lately (ext4's recently_deleted()).
+
+    Short: the path of a unix socket may have 107 characters.
+    """
+    memory = "/dev/shm"
+    roomy = os.path.isdir(memory) and shutil.disk_usage(memory).free > 4 << 30
+    return Path(tempfile.mkdtemp(prefix=prefix, dir=memory if roomy else "/tmp"))
 
 
 @dataclass
@@ -228,8 +239,8 @@ class Lab:
     def __init__(self, template: Path, bin_directory: str) -> None:
         self.template = template
         self.bin_directory = bin_directory
-        # Short: the path of a unix socket may have 107 characters. Closed for others, open for the account.
-        self.directory = Path(tempfile.mkdtemp(prefix="hs-", dir="/tmp"))
+        # Closed for others, open for the account.
+        self.directory = make_directory("hs-")
         shutil.chown(self.directory, ACCOUNT, ACCOUNT)
         self.passfile = self.directory / "passfile"
         self.passfile.touch(mode=0o600)

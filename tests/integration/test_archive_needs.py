@@ -5,7 +5,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Optional
 
@@ -45,6 +48,29 @@ def needed(here: Node, *others: Node, identifier: Optional[int] = None, **change
     )
     identity = Identity(identifier or int(here.control("Database system identifier")), 16 * MIB)
     return {f"{need.kind} {need.of}": need for need in needs(config, [], [], 0.0, identity=identity)}
+
+
+@contextmanager
+def session(node: Node, statement: str, application: str = "psql") -> Iterator[Callable[[str], None]]:
+    """A session in which this was said and done; says more."""
+    where = ["-h", node.instance.socket_directory, "-p", str(node.instance.port), "-d", "postgres"]
+    argv = [node.instance.program("psql"), "-XAtq", "-v", "ON_ERROR_STOP=1", *where]
+    environment = {"PATH": os.environ["PATH"], "PGAPPNAME": application}
+    with subprocess.Popen(
+        argv, user=ACCOUNT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd="/", env=environment, text=True
+    ) as process:
+
+        def say(text: str) -> None:
+            assert process.stdin is not None and process.stdout is not None
+            process.stdin.write(f"{text};\n\\echo done\n")
+            process.stdin.flush()
+            while (line := process.stdout.readline().strip()) != "done":
+                assert process.poll() is None, line
+
+        say(statement)
+        yield say
+        assert process.stdin is not None
+        process.stdin.close()
 
 
 def redo(node: Node) -> int:
@@ -99,6 +125,47 @@ def test_a_frozen_one_is_not_waited_for_long(pair: Pair, monkeypatch: pytest.Mon
     need = needed(pair.primary, pair.standby)["server db-two"]
     assert need.lsn is None
     assert need.detail == "it did not answer within 2 s"
+
+
+def test_a_backup_by_functions_keeps_everything_while_its_session_shows_it(pair: Pair, major: int) -> None:
+    one, two = pair.primary, pair.standby
+    begin, end = ("pg_backup_start('x', true)", "pg_backup_stop(false)")
+    if major < 15:
+        begin, end = ("pg_start_backup('x', true, false)", "pg_stop_backup(false, false)")
+    for node, other in ((one, two), (two, one)):
+        name = node.instance.name
+        with session(node, f"SELECT {begin}") as say:
+            for found in (needed(node, other), needed(other, node), needed(other, node, other, node=None)):
+                (need,) = (need for need in found.values() if need.kind == "running_backup")
+                assert (need.of, need.lsn) == (name, None)
+                assert "a base backup is being taken from it (psql, process " in need.detail
+            say(f"SELECT count(*) FROM ({'SELECT ' + end}) x")
+            assert f"running_backup {name}" not in needed(node, other)
+    # One that says other things meanwhile is known by its name.
+    with session(one, "SELECT 1", "pgBackRest [backup]"):
+        assert "running_backup db-one" in needed(one, two)
+    with session(one, "SELECT 1", "an application"):
+        assert "running_backup db-one" not in {*needed(one, two), *needed(two, one)}
+        # Whom nobody lets see what others say cannot tell.
+        one.sql("REVOKE pg_monitor FROM replicator")
+        eventually(lambda: "1 of its sessions do not show" in str(needed(two, one).get("running_backup db-one")))
+        assert "running_backup db-one" not in needed(one, two)
+
+
+def test_an_exclusive_backup_has_a_file(pair: Pair, major: int) -> None:
+    """Up to PostgreSQL 14 it goes on without a session."""
+    one, label = pair.primary, pair.primary.data / "backup_label"
+    if major < 15:
+        one.sql("SELECT pg_start_backup('x', true)")
+    else:
+        label.write_text("as it would be", encoding="utf-8")
+    for found in (needed(one), needed(one, one, node=None)):
+        assert "an exclusive backup, see backup_label" in found["running_backup db-one"].detail
+    if major < 15:
+        one.sql("SELECT pg_stop_backup()")
+    else:
+        label.unlink()
+    assert "running_backup db-one" not in needed(one)
 
 
 def test_a_base_backup_keeps_everything_until_it_has_ended_and_then_leaves_a_note(lab: Lab) -> None:

@@ -525,7 +525,7 @@ def test_standby_that_does_not_catch_up_says_why(pair, run_module):
     result = run_module("pg_rebuild", wanted(new, old, timeout=3))
     assert result.get("failed") and "does not catch up" in result["msg"], result
     assert result["changed"] and result["node"]["role"] == "standby"
-    assert result["last"]["primary_sees"] == "connected" and result["last"]["receiver"] == "streaming"
+    assert result["last"]["primary_sees"] == "streaming" and result["last"]["receiver"] == "streaming"
     assert result["log"]
     # It is configured and runs: the next run only waits for it.
     configuration.write_text(text)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
@@ -18,7 +19,7 @@ from ansible_collections.hotspare.postgresql.plugins.module_utils import archive
 from ansible_collections.hotspare.postgresql.plugins.module_utils.archive import Archive
 from ansible_collections.hotspare.postgresql.plugins.module_utils.archive_client import ABORT
 
-from .archives import PYTHON, ArchiveHost, Archives
+from .archives import PYTHON, ArchiveHost, Archives, Share, setting
 from .conftest import ACCOUNT, Node, eventually, execute
 
 MEMORY_KIB = 60 * 1024
@@ -29,7 +30,7 @@ ARCHIVER_DIED = re.compile(r"archiver process .* exited|archive command (was ter
 class Station:
     """A node with its CONFIG, its shipper, and a server that is configured for both."""
 
-    def __init__(self, archives: Archives, node: Node, hosts: list[ArchiveHost], **changes: Any) -> None:
+    def __init__(self, archives: Archives, node: Node, hosts: list[ArchiveHost | Share], **changes: Any) -> None:
         self.node = node
         destinations = [host.place for host in hosts]
         self.path = archives.config(node.instance.name, node.instance, destinations=destinations, **changes)
@@ -42,13 +43,13 @@ class Station:
         self.log = archives.directory / f"shipper-{node.instance.name}.log"
         text = (
             f"archive_mode = on\n"
-            f"archive_command = '{self.command('archive')} %p %f'\n"
-            f"restore_command = '{self.command('restore')} %f %p'\n"
+            f"archive_command = '{self.command('archive')}'\n"
+            f"restore_command = '{self.command('restore')}'\n"
         )
         execute("tee", str(Path(node.instance.config_file or "").parent / "conf.d" / "50-archive.conf"), stdin=text)
 
     def command(self, name: str) -> str:
-        return f"{PYTHON} -I -S {self.client} {name} {self.socket} {self.path}"
+        return setting(f"{name}_command", f"{PYTHON} -I -S {self.client}", f"{self.socket} {self.path}")
 
     def start(self) -> None:
         """Run the shipper; returns when it is asked."""
@@ -73,9 +74,10 @@ class Station:
         return next(record for record in self.status()["destinations"] if record["name"] == name)
 
     def call(self, command: str, *arguments: str) -> tuple[int, str]:
-        """The client by hand, as the server runs it."""
+        """By hand what the server runs; `arguments` as they come there."""
+        words = {"archive": "%p %f", "restore": "%f %p"}[command]
         done = subprocess.run(
-            [*self.command(command).split(), *arguments],
+            ["/bin/sh", "-c", self.command(command).replace(words, " ".join(arguments))],
             user=ACCOUNT, group=ACCOUNT, cwd=self.node.data, capture_output=True, text=True, timeout=120, check=False,
         )  # fmt: skip
         return done.returncode, done.stderr
@@ -92,6 +94,17 @@ class Station:
         """What the server says was archived last."""
         return self.node.sql("SELECT last_archived_wal FROM pg_stat_archiver")
 
+    def failed(self) -> int:
+        """How often archive_command failed."""
+        return int(self.node.sql("SELECT failed_count FROM pg_stat_archiver"))
+
+    def memory(self) -> int:
+        """What the shipper had resident at most (KiB)."""
+        assert self.shipper is not None
+        peak = re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{self.shipper.pid}/status").read_text(encoding="utf-8"))
+        assert peak
+        return int(peak[1])
+
     def archiver(self) -> str:
         """Its process: a new one after each time that archive_command ended it."""
         return self.node.sql("SELECT pid FROM pg_stat_activity WHERE backend_type = 'archiver'")
@@ -102,8 +115,15 @@ def station(archives, lab):
     """station([hosts], ...) -> a Station whose server and shipper run."""
     made: list[Station] = []
 
-    def start(hosts: list[ArchiveHost], *, runs: bool = True, **changes: Any) -> Station:
-        found = Station(archives, lab.node(f"db-{len(made) + 1}"), hosts, **changes)
+    def start(
+        hosts: list[ArchiveHost | Share], *, runs: bool = True, segment_size: int | None = None, **changes: Any
+    ) -> Station:
+        node = lab.node(f"db-{len(made) + 1}")
+        if segment_size is not None:
+            node.program("pg_resetwal", "--wal-segsize", str(segment_size), "-D", str(node.data))
+            conf = Path(node.instance.config_file or "").parent / "conf.d" / "40-size.conf"
+            execute("tee", str(conf), stdin=f"min_wal_size = {2 * segment_size}MB\n")
+        found = Station(archives, node, hosts, **changes)
         made.append(found)
         if runs:
             found.node.start()
@@ -129,7 +149,17 @@ def small(archives):
     subprocess.run(["umount", "--lazy", path], check=True)
 
 
-def held(host: ArchiveHost) -> set[str]:
+@pytest.fixture
+def nas(archives):
+    """A share that is mounted."""
+    made = Share(archives, "nas")
+    made.mount()
+    yield made
+    if made.mounted:
+        made.unmount()
+
+
+def held(host: ArchiveHost | Share) -> set[str]:
     return {entry.name for entry in Archive(str(host.directory)).inventory()}
 
 
@@ -138,7 +168,7 @@ def receiving(host: ArchiveHost) -> bool:
     return bool(list(host.directory.rglob(".incoming-*")))
 
 
-def has(host: ArchiveHost, names: Iterable[str]) -> Callable[[], bool]:
+def has(host: ArchiveHost | Share, names: Iterable[str]) -> Callable[[], bool]:
     return lambda: held(host) >= set(names)
 
 
@@ -157,9 +187,26 @@ def test_wal_goes_where_it_shall(archives, station):
             "connected", None, names[-1], 0, 0,
         ]  # fmt: skip
     assert len(hosts[0].programs()) == 1  # one lasting connection
-    peak = re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{db.shipper.pid}/status").read_text(encoding="utf-8"))
-    assert peak
-    assert int(peak[1]) <= MEMORY_KIB
+    assert db.memory() <= MEMORY_KIB
+
+
+@pytest.mark.parametrize("compression", ["none", "zstd"])
+def test_large_segments(archives, station, compression):
+    """Of 64 MB each: none is ever whole in the shipper's memory."""
+    host, size = archives.host("far"), 64
+    db = station([host], require="all", segment_size=size, compression=compression)
+    assert db.node.sql("SHOW wal_segment_size") == f"{size}MB"
+    names = db.segments(3)
+    eventually(lambda: not db.waiting())
+    archive = Archive(str(host.directory))
+    for name in names:
+        assert archive.digest(name)[1] == size << 20
+    assert db.memory() <= MEMORY_KIB
+    brought = db.node.data / "pg_wal" / "RECOVERYXLOG"
+    for name in names:
+        eventually(lambda name=name: db.call("restore", name, "pg_wal/RECOVERYXLOG") == (0, ""))
+        assert brought.read_bytes() == (db.node.data / "pg_wal" / name).read_bytes()
+    assert db.memory() <= MEMORY_KIB
 
 
 def test_one_of_two_is_enough_and_the_other_gets_it_later(archives, station):
@@ -200,7 +247,7 @@ def test_a_destination_that_dies(archives, station):
     db = station([store])
     archiver = db.archiver()
     names = db.segments(1)
-    eventually(has(store, names))
+    eventually(lambda: not db.waiting())  # it is there a moment before it is known
     store.stop()
     names += db.segments(3)
     eventually(lambda: db.place("store")["state"] == "unreachable" and db.place("store")["waiting"] == 3)
@@ -230,29 +277,43 @@ def test_what_is_refused_does_not_hold_up_the_rest(archives, station):
     store = archives.host("store")
     db = station([store])
     names = db.segments(1)
-    eventually(has(store, names))
+    eventually(lambda: not db.waiting())
     store.stop()
     names += db.segments(3)
     there = put_other(store, db, names[1])
-    empty = f"{names[1]}.00000028.backup"  # as the copy of a running server has it
-    for path in (f"pg_wal/{empty}", f"pg_wal/archive_status/{empty}.ready"):
-        execute("touch", str(db.node.data / path))
     store.start()
     eventually(has(store, names))
-    eventually(lambda: db.place("store")["state"] == "conflict" and db.place("store")["waiting"] == 2)
+    eventually(lambda: db.place("store")["state"] == "conflict" and db.place("store")["waiting"] == 1)
     code, said = db.call("archive", f"pg_wal/{names[1]}", names[1])
     assert code == 10
     assert names[1] in said
     assert "differs from byte 100" in said
-    code, said = db.call("archive", f"pg_wal/{empty}", empty)
-    assert (code, "is empty" in said) == (11, True)
     assert there.read_bytes() != (db.node.data / "pg_wal" / names[1]).read_bytes()
     # Somebody found out which is the right one.
     there.unlink()
-    (db.node.data / "pg_wal" / "archive_status" / f"{empty}.ready").unlink()
     assert db.call("archive", f"pg_wal/{names[1]}", names[1]) == (0, "")
     db.segments(1)
     eventually(lambda: db.place("store")["state"] == "connected" and not db.waiting())
+
+
+@pytest.mark.parametrize("with_shipper", [False, True])
+def test_an_empty_backup_does_not_stop_the_archiver(archives, station, with_shipper):
+    """As the copy of a running server may have it; PostgreSQL would ask for it for ever."""
+    store = archives.host("store")
+    db = station([store])
+    if not with_shipper:
+        db.kill()
+    name = db.segments(1)[0]
+    empty = f"{name}.00000028.backup"
+    for path in (f"pg_wal/{empty}", f"pg_wal/archive_status/{empty}.ready"):
+        execute("touch", str(db.node.data / path))
+    names = [name, *db.segments(2)]
+    eventually(lambda: not db.waiting())
+    assert held(store) >= set(names)
+    assert empty not in held(store)
+    assert (db.node.data / "pg_wal" / "archive_status" / f"{empty}.done").exists()
+    if with_shipper:
+        eventually(lambda: db.status()["empty"] == [empty])
 
 
 def put_other(host: ArchiveHost, db: Station, name: str) -> Path:
@@ -343,3 +404,124 @@ def test_a_recovery_goes_on_with_all_of_the_archive_or_not_at_all(archives, stat
     # It has a timeline of its own, and archives that.
     names = recovery.segments(1)
     eventually(has(store, ["00000002.history", *names]))
+
+
+def test_a_recovery_does_not_open_at_a_hole(archives, station):
+    store = archives.host("store")
+    db = station([store])
+    names = db.segments(4)
+    eventually(lambda: not db.waiting())
+    db.node.stop()
+    recovery = station([store], runs=False)
+    execute("touch", str(recovery.node.data / "recovery.signal"))
+    there = next(store.directory.rglob(names[1]))
+    away = there.rename(store.home / "away")
+    said = f"no archive has {names[1]}, but {names[2]} of the same timeline is there"
+    for with_shipper in (False, True):
+        if with_shipper:
+            recovery.start()
+        told = recovery.node.log.count(said) if with_shipper else 0
+        with contextlib.suppress(AssertionError):  # it may have been asked before it came to the hole
+            recovery.node.start()
+        eventually(lambda: not recovery.node.running)
+        assert (recovery.node.data / "recovery.signal").exists()
+        assert recovery.node.log.count(said) > told
+    away.rename(there)
+    recovery.node.start()
+    eventually(lambda: recovery.node.sql("SELECT pg_is_in_recovery()") == "f")
+    assert len(recovery.node.notes()) == 4
+
+
+# --- an archive that is not mounted ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("far", [False, True], ids=["a share", "of an archive host"])
+def test_an_archive_that_is_not_mounted_takes_nothing(archives, station, nas, far):
+    """As after a restart without it, where the mount point is an empty directory of the right account."""
+    place = archives.host("store", directory=nas.directory) if far else nas
+    db = station([place])
+    name = place.place["name"]
+    names = db.segments(2)
+    eventually(lambda: not db.waiting())
+    db.kill()
+    nas.unmount()
+    for with_shipper in (False, True):
+        if with_shipper:
+            db.start()
+        failed = db.failed()
+        names += db.segments(1)
+        eventually(lambda failed=failed: db.failed() > failed)
+        code, said = db.call("archive", f"pg_wal/{names[-1]}", names[-1])
+        assert code == 12
+        assert f"{nas.directory} of {name} was an archive and is none now: mount its file system" in said
+    assert names[-1] in db.waiting()
+    assert nas.hidden() == []
+    assert db.place(name)["state"] == "unreachable"
+    nas.mount()
+    eventually(has(place, names))  # by itself
+    db.segments(1)  # which wakes the archiver
+    eventually(lambda: not db.waiting())
+
+
+def test_who_is_promoted_knows_the_archive_as_well(station, nas):
+    """A standby ships nothing, but it looks."""
+    db = station([nas])
+    names = db.segments(2)
+    eventually(has(nas, names))
+    db.node.stop()
+    standby = station([nas], runs=False)
+    execute("touch", str(standby.node.data / "standby.signal"))
+    standby.start()
+    standby.node.start()
+    eventually(lambda: len(standby.node.notes()) == 2)
+    seen = Path(standby.node.instance.config_file).with_name("hotspare-archive-nas.seen.json")
+    eventually(seen.exists)
+    nas.unmount()
+    standby.node.program("pg_ctl", "promote", "-w", "-D", str(standby.node.data))
+    eventually(lambda: standby.failed() > 0)
+    assert nas.hidden() == []
+    nas.mount()
+    eventually(has(nas, ["00000002.history"]))
+
+
+def test_what_was_emptied_on_purpose_is_founded_again(station, nas):
+    db = station([nas])
+    db.segments(1)
+    eventually(lambda: not db.waiting())
+    nas.unmount()
+    names = db.segments(1)
+    eventually(lambda: "remove" in (db.place("nas")["error"] or ""))
+    note = re.search(r"remove (\S+) on db-1", db.place("nas")["error"])
+    assert note
+    Path(note[1]).unlink()
+    eventually(has(nas, names))
+
+
+def test_a_recovery_does_not_open_where_the_archive_is_not_mounted(station, nas):
+    """Nor where the client of restore_command, or its Python, is missing: that must not be the end of the archive."""
+    db = station([nas])
+    db.segments(3)
+    eventually(lambda: not db.waiting())
+    db.node.stop()
+    recovery = station([nas], runs=False)
+    execute("touch", str(recovery.node.data / "recovery.signal"))
+
+    def refuses() -> None:
+        with pytest.raises(AssertionError):
+            recovery.node.start()
+        assert (recovery.node.data / "recovery.signal").exists()
+
+    nas.unmount()
+    refuses()
+    recovery.start()
+    refuses()
+    assert "nas has no archive: mount its file system" in recovery.node.log
+    nas.mount()
+    away = recovery.client.rename(recovery.client.with_suffix(".away"))
+    refuses()
+    recovery.client.write_text("half a cl", encoding="utf-8")
+    refuses()
+    away.rename(recovery.client)
+    recovery.node.start()
+    eventually(lambda: recovery.node.sql("SELECT pg_is_in_recovery()") == "f")
+    assert len(recovery.node.notes()) == 3

@@ -18,7 +18,12 @@ from typing import Optional
 import pytest
 from ansible_collections.hotspare.postgresql.plugins.module_utils.archive import Archive
 from ansible_collections.hotspare.postgresql.plugins.module_utils.store import Conflict, Full
-from ansible_collections.hotspare.postgresql.plugins.module_utils.wal import MIB, fork_point, parse_history
+from ansible_collections.hotspare.postgresql.plugins.module_utils.wal import (
+    MIB,
+    HistoryEntry,
+    fork_point,
+    parse_history,
+)
 from ansible_collections.hotspare.postgresql.plugins.module_utils.wal_file import MAGICS, BadWal, Check, WalFacts, kind
 
 from .conftest import Lab, Node, eventually, execute
@@ -30,7 +35,7 @@ ENCODINGS = ("none", "zstd")
 
 @dataclass
 class Cluster:
-    """A cluster that was promoted once; `files` is what its archiver was to archive."""
+    """A cluster that was promoted twice; `files` is what its archiver was to archive."""
 
     files: Path
     system_identifier: int
@@ -43,8 +48,12 @@ class Cluster:
         begin = f"{timeline:08X}"
         return sorted(name for name in os.listdir(self.files) if kind(name) == wanted and name.startswith(begin))
 
+    def history(self, timeline: int) -> list[HistoryEntry]:
+        return parse_history(self.content(f"{timeline:08X}.history").decode()) if timeline > 1 else []
+
     def check(self, name: str, content: Optional[bytes] = None) -> WalFacts:
-        check = Check(name, system_identifier=self.system_identifier, segment_size=self.segment_size)
+        identity = {"system_identifier": self.system_identifier, "segment_size": self.segment_size}
+        check = Check(name, **identity, history=self.history(int(name[:8], 16)) if kind(name) else None)
         content = self.content(name) if content is None else content
         for start in range(0, len(content), MIB):
             check.feed(content[start : start + MIB])
@@ -78,6 +87,12 @@ def live(lab: Lab, node: Node, files: Path, megabytes: int, major: int) -> Clust
     node.start()
     node.sql("SELECT pg_promote()")
     node.sql(fill.format(10))
+    node.sql("SELECT pg_switch_wal()")
+    node.stop()
+    execute("touch", str(node.data / "standby.signal"))
+    node.start()
+    node.sql("SELECT pg_promote()")
+    # At once: as a rule nothing of its first segment lies beyond the page with the switch.
     last = node.sql("SELECT pg_walfile_name(pg_switch_wal())")
     eventually(lambda: node.sql("SELECT last_archived_wal FROM pg_stat_archiver") >= last)
     system = int(node.control("Database system identifier"))
@@ -133,6 +148,23 @@ def test_the_first_segment_of_a_timeline_has_pages_of_two(cluster):
     fork = fork_point(parse_history(history), 1)
     assert fork is not None and first[8:] == f"{fork >> 32:08X}{fork % 2**32 // cluster.segment_size:08X}"
     assert cluster.check(first).timelines[0] == 1
+    assert cluster.check(cluster.names("segment", 3)[0]).timelines in [(2,), (2, 3)]
+
+
+def test_a_segment_that_was_renamed_to_a_later_timeline(cluster):
+    """Without the history nobody can tell: its address is right, and a first segment may have pages of none but older
+    timelines, see above."""
+    old, switch = cluster.names("segment")[0], cluster.names("segment", 2)[0]
+    for name, timeline in ((old, 2), (old, 3), (switch, 3)):
+        renamed = f"{timeline:08X}{name[8:]}"
+        content = cluster.content(name)
+        check = Check(renamed)
+        check.feed(content)
+        assert check.finish().timelines == cluster.check(name).timelines
+        with pytest.raises(BadWal) as error:
+            cluster.check(renamed, content)
+        assert error.value.code == "timeline"
+        assert f"lies before the switch to its timeline, so it belongs into {name}" in error.value.message
 
 
 @pytest.mark.parametrize("compression", ENCODINGS)

@@ -1,10 +1,11 @@
 # Copyright: (c) 2026, hotspare contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""archive_client.py as PostgreSQL starts it, before a shipper of the test: what it asks, and its exit codes."""
+"""archive_client.py as PostgreSQL starts it, before a shipper of the test: what it asks, and the exit codes."""
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import subprocess
@@ -13,12 +14,15 @@ import threading
 from pathlib import Path
 
 import pytest
+import yaml
 from ansible_collections.hotspare.postgresql.plugins.module_utils import archive_client
 from ansible_collections.hotspare.postgresql.plugins.module_utils.archive_client import ABORT, ABSENT, OTHER, exit_code
 from hypothesis import given
 from hypothesis import strategies as st
 
 CODES = st.integers(-64, 300)
+VARIABLES = Path(__file__).resolve().parents[2] / "roles/node/vars/main.yml"
+PYTHON = f"{sys.executable} -I -S"
 
 
 @given(CODES, st.booleans())
@@ -30,7 +34,7 @@ def test_the_archiver_never_sees_what_would_end_it(code, strict):
 
 @given(CODES)
 def test_a_recovery_goes_on_only_when_it_is_known_what_there_is(code):
-    assert exit_code("restore", code, True) == {0: 0, ABSENT: 1}.get(code, ABORT)
+    assert exit_code("restore", code, True) == {0: 0, ABSENT: ABSENT}.get(code, ABORT)
     standby = exit_code("restore", code, False)
     assert 0 <= standby <= 125
     assert (standby == 0) == (code == 0)
@@ -45,14 +49,29 @@ def node(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def start(node: Path, command: str, *arguments: str) -> subprocess.Popen[str]:
-    argv = [sys.executable, "-I", "-S", str(node / "archive_client.py"), command, str(node / "socket"), "/c.json"]
-    return subprocess.Popen([*argv, *arguments], cwd=node / "data", stderr=subprocess.PIPE, text=True)
+def setting(node: Path, command: str, arguments: str, python: str = PYTHON) -> str:
+    """What the role node sets, with the client of this directory."""
+    text = yaml.safe_load(VARIABLES.read_text(encoding="utf-8"))["_node_archive"][f"{command}_command"]
+    for before, after in {
+        "{{ _node_archive_client }}": f"{python} {node}/archive_client.py",
+        "{{ _node_archive_files }}": f"{node}/socket /c.json",
+        {"archive": "%p %f", "restore": "%f %p"}[command]: arguments,
+    }.items():
+        assert before in text
+        text = text.replace(before, after)
+    assert "%" not in text  # PostgreSQL from 16 on refuses what it does not know
+    return text
 
 
-def call(node: Path, command: str, *arguments: str) -> tuple[int, str]:
+def start(node: Path, command: str, *arguments: str, **more: str) -> subprocess.Popen[str]:
+    """By a shell, as system() does."""
+    argv = ["/bin/sh", "-c", setting(node, command, " ".join(arguments), **more)]
+    return subprocess.Popen(argv, cwd=node / "data", stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def call(node: Path, command: str, *arguments: str, **more: str) -> tuple[int, str]:
     """The exit code, and what was said."""
-    process = start(node, command, *arguments)
+    process = start(node, command, *arguments, **more)
     said = process.communicate(timeout=60)[1]
     return process.returncode, said
 
@@ -138,6 +157,39 @@ def test_whatever_becomes_of_the_program(node, text, archived, restored):
     assert call(node, "restore", "X", "pg_wal/RECOVERYXLOG")[0] == restored
 
 
+BROKEN = {
+    "no client": ("", PYTHON, 2),
+    "half a client": ("def main(", PYTHON, 1),
+    "a client of another Python": ("import nothing_of_this_name", PYTHON, 1),
+    "no Python": (None, "/nowhere/python3 -I -S", OTHER),
+    "a Python that may not run": (None, "/dev/null -I -S", OTHER),
+    "no memory": ("import os; os.kill(os.getpid(), 9)", PYTHON, OTHER),
+}
+
+
+@pytest.mark.parametrize(("text", "python", "archived"), BROKEN.values(), ids=BROKEN)
+def test_whatever_becomes_of_the_client(node, text, python, archived):
+    program(node, "")
+    client = node / "archive_client.py"
+    client.unlink() if text == "" else client.write_text(client.read_text("utf-8") if text is None else text, "utf-8")
+    assert call(node, "archive", "pg_wal/X", "X", python=python)[0] == archived
+    assert 1 <= archived <= 125
+    killed = text is not None and "kill" in text  # a signal ends any server that recovers, as PostgreSQL has it
+    for signals, stops in (
+        ((), killed),
+        (("standby",), killed),
+        (("standby", "recovery"), killed),
+        (("recovery",), True),
+    ):
+        for name in ("standby", "recovery"):
+            (node / "data" / f"{name}.signal").unlink(missing_ok=True)
+        for name in signals:
+            (node / "data" / f"{name}.signal").touch()
+        code = call(node, "restore", "X", "pg_wal/RECOVERYXLOG", python=python)[0]
+        assert code != 0
+        assert (code > 125) is stops, signals
+
+
 def test_a_shipper_that_hangs_is_gone_without(node):
     client = node / "archive_client.py"
     text = client.read_text(encoding="utf-8")
@@ -160,9 +212,21 @@ def test_words_that_are_missing(node):
 
 @pytest.mark.parametrize(("command", "code"), [("archive", OTHER), ("restore", -signal.SIGTERM)])
 def test_the_end_of_the_server_ends_it_at_once(node, command, code):
+    """Its SIGTERM goes to the group of the process that runs the command."""
     with Shipper(node, closes=False) as shipper:
         process = start(node, command, "X", "X")
         assert shipper.asked.wait(60)
-        process.terminate()
+        os.killpg(process.pid, signal.SIGTERM)
+        process.communicate(timeout=60)
+        assert process.returncode == code
+
+
+@pytest.mark.parametrize(("command", "code"), [("archive", OTHER), ("restore", 128 + signal.SIGTERM)])
+def test_so_does_one_for_the_client_alone(node, command, code):
+    with Shipper(node, closes=False) as shipper:
+        process = start(node, command, "X", "X")
+        assert shipper.asked.wait(60)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(encoding="ascii")
+        os.kill(int(children), signal.SIGTERM)
         process.communicate(timeout=60)
         assert process.returncode == code

@@ -15,6 +15,7 @@ from ansible_collections.hotspare.postgresql.plugins.module_utils.archive_config
 )
 from ansible_collections.hotspare.postgresql.plugins.module_utils.peers import Peer
 from ansible_collections.hotspare.postgresql.plugins.module_utils.shell import HotspareError
+from ansible_collections.hotspare.postgresql.plugins.module_utils.tree_source import home_of
 
 from .destinations import CONFIG, PLACE
 
@@ -64,6 +65,13 @@ def test_a_node(written):
 def test_an_archive_host(written):
     found = read_archive_config(written())
     assert (found.node, found.keep, found.destinations, found.trees) == (None, None, (), ())
+    assert found.homes == found.directory
+
+
+def test_what_is_known_of_trees_lies_where_the_server_leads_nobody_astray(written, tmp_path):
+    state = str(tmp_path / "state")
+    found = read_archive_config(written(state=state, trees=[{**TREE, "path": str(tmp_path)}]))
+    assert home_of(found, found.tree("scans")).path == f"{state}/trees/scans"
 
 
 @pytest.mark.parametrize(
@@ -76,12 +84,34 @@ def test_an_archive_host(written):
         {"peers": [{"host": "x"}]},
         {"directory": "archive"},
         {"directory": "/srv/../etc"},
+        {"state": "state"},
         {"compression": "gzip"},
         {"require": "most"},
         {"fetch_ahead": -1},
         {"fetch_ahead": "many"},
+        {"fetch_ahead": 1.5},
+        {"directory": "/srv/archive/"},
+        {"directory": "//srv/archive"},
+        {"destinations": [{"name": "db1", "directory": "/mnt/nas"}]},
+        {"destinations": [{"name": "nas"}]},
+        {"destinations": [{"name": "nas", "directory": "mnt/nas"}]},
+        {"destinations": [{"name": 3, "directory": "/mnt/nas"}]},
+        {"destinations": [{**PLACE, "port": "ssh"}]},
+        {"destinations": [{**PLACE, "port": 0}]},
+        {"trees": [{**TREE, "grace": -5}]},
+        {"trees": [{**TREE, "grace": "long"}]},
+        {"trees": [{**TREE, "partition": "%Y"}]},
+        {"trees": [{**TREE, "partition": "%Y/%m/%d/%H"}]},
+        {"trees": [{**TREE, "partition": "../%Y-%m-%d"}]},
+        {"trees": [{**TREE, "partition": "/%Y-%m-%d"}]},
         {"keep": {"weeks": 2}},
         {"keep": {"days": -1}},
+        {"keep": {"days": 0}},
+        {"keep": {"days": None}},
+        {"keep": {"days": "14"}},
+        {"keep": {"segments": 0}},
+        {"keep": {"backups": 0, "days": 14}},
+        {"keep": {"backups": 1.5}},
         {"destinations": {"db2": PLACE}},
         {"destinations": [PLACE, PLACE]},
         {"destinations": [{"name": "db2"}]},

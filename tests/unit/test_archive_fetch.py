@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import struct
 import threading
 import time
@@ -13,13 +14,28 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from ansible_collections.hotspare.postgresql.plugins.module_utils import archive_fetch
-from ansible_collections.hotspare.postgresql.plugins.module_utils.archive import Archive
-from ansible_collections.hotspare.postgresql.plugins.module_utils.archive_fetch import Fetcher, Line, following
-from ansible_collections.hotspare.postgresql.plugins.module_utils.archive_link import LocalDestination, connect
+from ansible_collections.hotspare.postgresql.plugins.module_utils import archive_fetch, archive_link
+from ansible_collections.hotspare.postgresql.plugins.module_utils.archive import Archive, Identity
+from ansible_collections.hotspare.postgresql.plugins.module_utils.archive_fetch import (
+    Connect,
+    Fetcher,
+    Line,
+    following,
+)
+from ansible_collections.hotspare.postgresql.plugins.module_utils.archive_link import (
+    Destination,
+    LocalDestination,
+    connect,
+    establish_own,
+)
 from ansible_collections.hotspare.postgresql.plugins.module_utils.server import Instance
 from ansible_collections.hotspare.postgresql.plugins.module_utils.shell import HotspareError
-from ansible_collections.hotspare.postgresql.plugins.module_utils.wal import MIB, parse_segment_name, segment_size_ok
+from ansible_collections.hotspare.postgresql.plugins.module_utils.wal import (
+    MIB,
+    format_lsn,
+    parse_segment_name,
+    segment_size_ok,
+)
 from ansible_collections.hotspare.postgresql.plugins.module_utils.wal_file import BadWal
 from ansible_collections.hotspare.postgresql.plugins.module_utils.wire import Unreachable
 from hypothesis import given
@@ -60,6 +76,16 @@ class Site:
         (self.directory / "file").write_bytes(content)
         Archive(str(self.directory / where)).put(name, str(self.directory / "file"))
 
+    def unmount(self, where: str) -> Path:
+        """The directory is empty now, and what was in it is elsewhere."""
+        away = (self.directory / where).rename(self.directory / f"{where}-away")
+        (self.directory / where).mkdir()
+        return away
+
+    def mount(self, where: str, away: Path) -> None:
+        (self.directory / where).rmdir()
+        away.rename(self.directory / where)
+
     def connect(self, place, found) -> LocalDestination:
         """As connect(), but it is noted what was got."""
         destination = connect(place, found)
@@ -81,6 +107,17 @@ class Site:
 
     def left_over(self) -> list[str]:
         return [path.name for path in self.target.parent.iterdir()]
+
+
+def greeted(kind: type[Destination]) -> Connect:
+    """As connect(), to this kind of destination."""
+
+    def connecting(place, found):
+        destination = kind(place, found)
+        destination.hello()
+        return destination
+
+    return connecting
 
 
 def eventually(look, wanted) -> None:
@@ -119,6 +156,97 @@ def test_an_archive_of_its_own_that_is_not_there_is_not_an_empty_one(site):
     assert site.fetcher().restore(NAMES[0], str(site.target))
 
 
+@pytest.mark.parametrize("name", [NAMES[0], "00000002.history"])
+def test_an_empty_directory_is_no_archive_that_lacks_a_file(site, name):
+    """As a mount point is after a restart without the file system. A fetcher that lasts has seen it before."""
+    lasting = site.fetcher()
+    assert not lasting.restore(name, str(site.target))
+    away = site.unmount("a")
+    for fetcher in (lasting, site.fetcher()):
+        with pytest.raises(HotspareError, match="a has no archive: mount|archive.json is gone"):
+            fetcher.restore(name, str(site.target))
+    site.mount("a", away)
+    assert not site.fetcher().restore(name, str(site.target))
+
+
+def test_one_that_was_mounted_meanwhile_is_asked_again(site, monkeypatch):
+    """Else what it has would be absent."""
+    site.put("a", NAMES[0], segment(NAMES[0]))
+    fetcher = site.fetcher()
+    assert not fetcher.restore(NAMES[1], str(site.target))
+    away = site.unmount("a")
+    identity = Archive.identity
+
+    def mounting(archive):
+        if archive.directory == str(site.directory / "a") and away.exists():
+            site.mount("a", away)
+        return identity(archive)
+
+    monkeypatch.setattr(Archive, "identity", mounting)
+    assert fetcher.restore(NAMES[0], str(site.target))
+
+
+def test_an_archive_of_its_own_may_be_empty_but_not_emptied(site, monkeypatch):
+    """A new node has received nothing yet."""
+    monkeypatch.setattr(archive_link, "identity_of", lambda config: Identity(SYSTEM, MIB))
+    (site.directory / "own/archive.json").unlink()
+    assert not site.fetcher().restore(NAMES[0], str(site.target))
+    establish_own(site.config)
+    assert not site.fetcher().restore(NAMES[0], str(site.target))
+    site.unmount("own")
+    with pytest.raises(
+        Unreachable, match=r"own of db1 was an archive and is none now: mount .*-archive-db1.seen.json on"
+    ):
+        site.fetcher().restore(NAMES[0], str(site.target))
+    with pytest.raises(Unreachable, match="was an archive and is none now"):
+        establish_own(site.config)
+    assert list((site.directory / "own").iterdir()) == []
+
+
+@pytest.mark.parametrize("where", ["own", "b"])
+def test_a_hole_does_not_end_a_recovery(site, where):
+    """That opens where the WAL ends, which a standby does not."""
+    site.put("a", NAMES[0], segment(NAMES[0]))
+    site.put(where, NAMES[3], segment(NAMES[3]))
+    fetcher = site.fetcher()
+    for name in NAMES[1:3]:
+        assert not fetcher.restore(name, str(site.target))
+        with pytest.raises(HotspareError, match=f"no archive has {name}, but {NAMES[3]} of the same timeline is there"):
+            fetcher.restore(name, str(site.target), strict=True)
+    for name in (NAMES[4], "00000002.history", f"00000002{NAMES[1][8:]}"):  # the end
+        assert not fetcher.restore(name, str(site.target), strict=True)
+    # One that waits in pg_wal to be written anew has only its name; the right one is taken by PostgreSQL itself.
+    (site.target.parent / NAMES[1]).write_bytes(segment(NAMES[0]))
+    with pytest.raises(HotspareError, match="no archive has"):
+        fetcher.restore(NAMES[1], str(site.target), strict=True)
+    (site.target.parent / NAMES[1]).write_bytes(segment(NAMES[1]))
+    assert not fetcher.restore(NAMES[1], str(site.target), strict=True)
+
+
+def test_a_timeline_that_another_one_left_may_end(site):
+    """The histories tell, wherever they are; one that is damaged leaves it open."""
+    switch = parse_segment_name(NAMES[2], MIB).start_lsn + 0x60
+    other = [f"00000002{name[8:]}" for name in NAMES]
+    site.put("a", NAMES[5], segment(NAMES[5]))
+    site.put("a", other[5], segment(other[5]))
+    site.put("b", "00000002.history", f"1\t{format_lsn(switch)}\tno recovery target specified\n".encode())
+    fetcher = site.fetcher()
+
+    def ends(name):
+        try:
+            return not fetcher.restore(name, str(site.target), strict=True)
+        except HotspareError:
+            return False
+
+    assert [ends(name) for name in NAMES[:5]] == [False, False, True, True, True]
+    assert [ends(name) for name in other[:5]] == [True, True, False, False, False]
+    stored = next((site.directory / "b").rglob("00000002.history"))
+    stored.chmod(0o600)
+    stored.write_bytes(b"")
+    with pytest.raises(BadWal, match="is empty"):
+        fetcher.restore(NAMES[3], str(site.target), strict=True)
+
+
 def test_never_a_partial(site):
     site.put("own", f"{NAMES[0]}.partial", segment(NAMES[0]))
     assert not site.fetcher().restore(NAMES[0], str(site.target))
@@ -142,8 +270,10 @@ def test_what_is_damaged_is_not_delivered_and_another_copy_is(site):
 def test_of_another_cluster(site):
     (site.directory / "data/global/pg_control").write_bytes(struct.pack("=Q", SYSTEM + 1))
     site.put("a", NAMES[0], segment(NAMES[0]))
-    with pytest.raises(BadWal, match="system identifier"):
-        site.fetcher().restore(NAMES[0], str(site.target))
+    for name in (*NAMES[:2], "00000002.history"):  # what it has, and what it lacks
+        with pytest.raises(HotspareError, match=f"archive of another cluster, {SYSTEM}, and this one is {SYSTEM + 1}"):
+            site.fetcher().restore(name, str(site.target))
+    assert site.left_over() == []
 
 
 def test_who_asked_is_gone(site):
@@ -183,6 +313,29 @@ def test_the_next_ones_are_fetched_ahead_and_each_only_once(site):
     site.put("a", other, segment(other))
     assert fetcher.restore(other, str(site.target))
     eventually(site.spooled, [])
+
+
+def test_the_spool_is_of_no_use_to_another_cluster(site):
+    """The data directory was made anew, and the archives, while the shipper runs."""
+    for name in NAMES[:3]:
+        site.put("a", name, segment(name))
+    fetcher = site.fetcher()
+    fetcher.look_ahead(1)
+    assert fetcher.restore(NAMES[0], str(site.target))
+    eventually(site.spooled, NAMES[1:3])
+    (site.directory / "data/global/pg_control").write_bytes(struct.pack("=Q", SYSTEM + 1))
+    with pytest.raises(HotspareError, match="archive of another cluster"):
+        fetcher.restore(NAMES[1], str(site.target))
+    assert site.target.read_bytes() == segment(NAMES[0])
+    for where in ("own", "a", "b"):
+        shutil.rmtree(site.directory / where)
+        (site.directory / where).mkdir()
+        Archive(str(site.directory / where)).establish(SYSTEM + 1, MIB)
+    for name in NAMES[:3]:
+        site.put("a", name, segment(name, system=SYSTEM + 1))
+    for name in NAMES[:3]:
+        assert fetcher.restore(name, str(site.target))
+        assert site.target.read_bytes() == segment(name, system=SYSTEM + 1)
 
 
 def test_a_spool_on_another_disk(site, monkeypatch):
@@ -233,7 +386,7 @@ def test_a_standby_does_not_wait_long_for_another_file(site, monkeypatch):
             assert release.wait(SECONDS)
             return super().get(name)
 
-    fetcher = Fetcher(site.config, Stuck)
+    fetcher = Fetcher(site.config, greeted(Stuck))
     thread = threading.Thread(target=fetcher.restore, args=(NAMES[0], str(site.target)))
     thread.start()
     assert blocked.wait(SECONDS)
@@ -298,11 +451,11 @@ def test_an_attempt_to_connect_goes_on_for_who_comes_next(site):
     got = []
     for _ in range(3):
         with pytest.raises(Unreachable, match="not let us in"):
-            line.bring(NAMES[0], got.extend, 0.01)
+            line.bring(NAMES[0], SYSTEM, got.extend, 0.01)
         line.open()
     release.set()
     eventually(line._succeeded, True)
-    assert line.bring(NAMES[0], got.extend, 0.01)
+    assert line.bring(NAMES[0], SYSTEM, got.extend, 0.01)
     assert b"".join(got) == segment(NAMES[0])
     assert made == ["a"]
 
@@ -317,7 +470,7 @@ def test_a_place_that_is_only_slow_is_waited_for_at_last(site):
                 raise Unreachable("it was silent")
             return super().get(name, wait=wait)
 
-    fetcher = Fetcher(site.config, Slow)
+    fetcher = Fetcher(site.config, greeted(Slow))
     deadline = time.monotonic() + SECONDS
     while not site.target.exists():
         assert time.monotonic() < deadline

@@ -18,6 +18,7 @@ from ansible_collections.hotspare.postgresql.plugins.module_utils.archive_link i
     Destination,
     LocalDestination,
     connect,
+    establish_own,
     identity_of,
     ssh_command,
     trouble,
@@ -72,6 +73,7 @@ def wal(tmp_path) -> Callable[..., str]:
 def destination(request, tmp_path, monkeypatch) -> Iterator[Destination]:
     if request.param == "host":
         with connected(monkeypatch, other_end(tmp_path)) as made:
+            made.hello()
             yield made
     else:
         (tmp_path / "archive").mkdir()
@@ -81,6 +83,7 @@ def destination(request, tmp_path, monkeypatch) -> Iterator[Destination]:
 @pytest.fixture
 def host(tmp_path, monkeypatch) -> Iterator[Destination]:
     with connected(monkeypatch, other_end(tmp_path)) as made:
+        made.hello()
         yield made
 
 
@@ -213,6 +216,7 @@ def test_zstd(tmp_path, monkeypatch, wal):
         LocalDestination(Place("db2", directory=str(tmp_path / "archive")), config(compression="zstd")),
     ):
         with made as destination:
+            destination.hello()
             destination.put(NAME, wal(NAME))
             destination.put("00000003.history", wal("00000003.history", HISTORY.encode()))
             assert b"".join(destination.get(NAME)) == segment()
@@ -230,6 +234,134 @@ def test_zstd(tmp_path, monkeypatch, wal):
 def test_a_directory_that_is_not_mounted_is_unreachable(tmp_path):
     with pytest.raises(Unreachable, match="mount it"):
         connect(Place("nas", directory=str(tmp_path / "nas")), config())
+
+
+# --- an archive that is not mounted ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["directory", "host"])
+def link(request, tmp_path, monkeypatch) -> Callable[[], Destination]:
+    """link() -> a new connection from the node db1 to db2, whose archive is in `archive`."""
+    (tmp_path / "data").mkdir()
+    here = {"node": {"name": "db1", "data_directory": str(tmp_path / "data"), "bin_directory": "/usr/bin"}}
+    command = other_end(tmp_path)
+    start = archive_link._start
+    monkeypatch.setattr(archive_link, "_start", lambda argv, stderr: start(command, stderr))
+    local = Place("db2", directory=str(tmp_path / "archive"))
+
+    def make() -> Destination:
+        found = config(destinations=[PLACE], **here)
+        return connect(local if request.param == "directory" else found.destinations[0], found)
+
+    return make
+
+
+def unmount(tmp_path: Path) -> None:
+    (tmp_path / "archive").rename(tmp_path / "away")
+    (tmp_path / "archive").mkdir()
+
+
+def mount(tmp_path: Path) -> None:
+    (tmp_path / "archive").rmdir()
+    (tmp_path / "away").rename(tmp_path / "archive")
+
+
+NOT_MOUNTED = r"archive of db2 was an archive and is none now: mount .*/hotspare-archive-db2.seen.json on db1"
+
+
+def test_it_is_founded_once(link, wal, tmp_path):
+    with link() as first:
+        assert (first.vacant, first.identity) == (True, None)
+        first.put(NAME, wal(NAME))
+        assert (first.vacant, first.identity) == (False, Identity(SYSTEM, MIB))
+        unmount(tmp_path)
+        for _ in range(2):  # not in the middle of a connection
+            with pytest.raises(Unreachable, match="mounted"):
+                first.put(NAMES[1], wal(NAMES[1]))
+        with pytest.raises(HotspareError, match="mounted"):
+            first.get(NAME)
+    with pytest.raises(Unreachable, match=NOT_MOUNTED):  # nor by a new one
+        link()
+    assert list((tmp_path / "archive").iterdir()) == []
+    mount(tmp_path)
+    with link() as again:
+        assert again.put(NAMES[1], wal(NAMES[1])).new
+    unmount(tmp_path)
+    (tmp_path / "data/hotspare-archive-db2.seen.json").unlink()  # it was emptied on purpose
+    with link() as anew:
+        assert anew.put(NAME, wal(NAME)).new
+
+
+def test_who_only_looks_notes_it_when_it_says_so(link, tmp_path):
+    """A standby, which may be promoted; restore_command, which needs no right to write there, does not."""
+    Archive(str(tmp_path / "archive")).establish(SYSTEM, MIB)
+    with link() as looking:
+        assert list((tmp_path / "data").iterdir()) == []
+        looking.remember()
+    unmount(tmp_path)
+    with pytest.raises(Unreachable, match=NOT_MOUNTED):
+        link()
+
+
+def test_what_cannot_be_noted_is_not_acknowledged(link, wal, tmp_path):
+    (tmp_path / "data/hotspare-archive-db2.seen.json").mkdir()
+    with pytest.raises(HotspareError, match=r"hotspare-archive-db2.seen.json"), link() as found:
+        found.put(NAME, wal(NAME))
+
+
+def test_an_older_program_on_this_end_founds_nothing(tmp_path, monkeypatch, wal):
+    with connected(monkeypatch, other_end(tmp_path)) as old:
+        ask = old._ask
+        monkeypatch.setattr(old, "_ask", lambda request, **more: ask(without(request, "vacant"), **more))
+        old.hello()
+        with pytest.raises(Unreachable, match="archive is no archive"):
+            old.put(NAME, wal(NAME))
+        Archive(str(tmp_path / "archive")).establish(SYSTEM, MIB)
+        assert old.put(NAME, wal(NAME)).new
+
+
+OLDER = f"""\
+from {archive_link.__package__} import archive_server
+hello = archive_server.hello
+archive_server.expect_archive = lambda archive: None
+archive_server.hello = lambda *of: {{key: value for key, value in hello(*of).items() if key != "directory"}}
+"""
+
+
+def test_an_older_program_on_the_other_end(tmp_path, monkeypatch, wal):
+    """It founds what it is not to, and does not say in which directory: who connects looks first."""
+    (tmp_path / "data").mkdir()
+    node = {"name": "db1", "data_directory": str(tmp_path / "data"), "bin_directory": "/usr/bin"}
+    command = other_end(tmp_path)
+    command[2] = command[2].replace("sys.exit(", f"{OLDER}sys.exit(")
+    with connected(monkeypatch, command, node=node) as first:
+        first.hello()
+        first.put(NAME, wal(NAME))
+    unmount(tmp_path)
+    with (
+        connected(monkeypatch, command, node=node) as again,
+        pytest.raises(Unreachable, match="the directory of db2 was"),
+    ):
+        again.hello()
+
+
+def without(record: dict[str, object], key: str) -> dict[str, object]:
+    return {name: value for name, value in record.items() if name != key}
+
+
+def test_a_node_knows_its_own_archive(tmp_path, monkeypatch, wal):
+    """Whoever ships to it, for the first time maybe, founds none where its own is not mounted."""
+    (tmp_path / "there").mkdir()
+    node = {"name": "db2", "data_directory": str(tmp_path / "there"), "bin_directory": "/usr/bin"}
+    command = other_end(tmp_path, node=node)
+    establish_own(config(name="db2", node=node, directory=str(tmp_path / "archive")))
+    unmount(tmp_path)
+    with connected(monkeypatch, command) as host:
+        host.hello()
+        assert host.vacant
+        with pytest.raises(Unreachable, match="archive of db2 was an archive and is none now"):
+            host.put(NAME, wal(NAME))
+    assert list((tmp_path / "archive").iterdir()) == []
 
 
 # --- whose WAL it is -------------------------------------------------------------------------------------------------
@@ -268,6 +400,7 @@ def test_what_it_cannot_do_is_told(host):
 
 def test_where_nothing_is_pruned_nothing_is_removed(tmp_path, monkeypatch, wal):
     with connected(monkeypatch, other_end(tmp_path, keep={})) as host:
+        host.hello()
         host.put(NAME, wal(NAME))
         with pytest.raises(HotspareError, match="archive_keep"):
             host.remove([NAME])

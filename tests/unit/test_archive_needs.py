@@ -19,6 +19,7 @@ from ansible_collections.hotspare.postgresql.plugins.module_utils.archive_needs 
     oldest_restorable,
     parse_backup,
 )
+from ansible_collections.hotspare.postgresql.plugins.module_utils.archive_retention import Need, cut
 from ansible_collections.hotspare.postgresql.plugins.module_utils.shell import HotspareError
 from ansible_collections.hotspare.postgresql.plugins.module_utils.wal import MIB, format_lsn, segment_name
 
@@ -104,11 +105,33 @@ def test_a_window_begins_with_the_backup_from_which_its_first_moment_is_reached(
     assert least(Keep(days=30)) == "0/1000000"
 
 
-def test_a_window_without_backups_is_what_came_in_it() -> None:
-    assert least(Keep(days=3), backups=[]) == "0/9000000"
+def test_a_window_that_reaches_further_back_than_the_known_backups_keeps_all() -> None:
+    assert least(Keep(days=3), backups=[backup(10)]) == "0/1000000"
     # A backup that came after its time, as in an archive that was filled again, is not taken for an old one.
-    fresh = [Entry(e.name, e.kind, e.stored_bytes, NOW) for e in ENTRIES]
-    assert least(Keep(days=3), entries=fresh) == "0/1000000"
+    old = [e if e.kind == "segment" else Entry(e.name, e.kind, e.stored_bytes, NOW) for e in ENTRIES]
+    assert least(Keep(days=3), entries=old) == "0/1000000"
+
+
+@pytest.mark.parametrize("keep", [Keep(days=14), Keep(segments=5), Keep(backups=1), Keep(days=14, segments=5)])
+def test_nothing_is_removed_while_no_base_backup_is_known(keep: Keep) -> None:
+    """As where they are taken from a standby, which leaves no .backup file."""
+    segments = [segment(number, 40 - number) for number in range(1, 41)]
+    everybody = Need("server", "db1", 39 * SIZE, "its last checkpoint begins there")
+    asked = [everybody, *kept(keep, segments, [], NOW, SIZE)]
+    found = cut([entry.name for entry in segments], asked, segment_size=SIZE, minimum_segments=keep.segments or 0)
+    assert (found.ok, found.remove) == (False, [])
+    assert "has the .backup file of no base backup; take one from the primary with pg_basebackup" in found.reason
+
+
+def test_without_anything_to_remove_nobody_is_troubled_for_a_backup() -> None:
+    segments = [segment(number, 12 - number) for number in range(1, 13)]
+    assert [need.lsn for need in kept(Keep(days=14), segments, [], NOW, SIZE)] == [SIZE]
+    assert kept(Keep(segments=12), segments, [], NOW, SIZE) == []
+
+
+def test_the_newest_segments_reach_back_to_a_base_backup() -> None:
+    assert least(Keep(segments=1)) == "0/A000028"
+    assert least(Keep(segments=1), backups=BACKUPS[:2]) == "0/4000028"
 
 
 def test_a_clock_that_leaps_ahead_does_not_age_an_archive() -> None:
@@ -120,7 +143,15 @@ def test_a_window_of_an_empty_archive() -> None:
     assert kept(Keep(days=3), [], [], NOW, SIZE) == []
 
 
-ANSWER = {"system_identifier": "77", "redo": "0/5000028", "slots": None, "backups": 0}
+ANSWER = {
+    "system_identifier": "77",
+    "redo": "0/5000028",
+    "slots": None,
+    "backups": 0,
+    "exclusive": False,
+    "sessions": None,
+    "hidden": 0,
+}
 
 
 def test_a_server_needs_its_last_checkpoint_and_what_its_slots_keep() -> None:
@@ -133,9 +164,19 @@ def test_a_server_needs_its_last_checkpoint_and_what_its_slots_keep() -> None:
     ]
 
 
-def test_a_running_base_backup_began_nobody_knows_where() -> None:
-    found = answered("db1", {**ANSWER, "backups": 1}, 77)
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ({"backups": 1}, "pg_basebackup or the like"),
+        ({"exclusive": True}, "an exclusive backup, see backup_label"),
+        ({"sessions": ["psql, process 47", "process 48"]}, "(psql, process 47, process 48); wait for its end"),
+        ({"hidden": 2}, "2 of its sessions do not show what they do; run site.yml"),
+    ],
+)
+def test_a_running_base_backup_began_nobody_knows_where(said: dict[str, Any], words: str) -> None:
+    found = answered("db1", {**ANSWER, **said}, 77)
     assert [(need.kind, need.lsn) for need in found] == [("server", 0x5000028), ("running_backup", None)]
+    assert words in found[1].detail
 
 
 def test_a_server_of_another_cluster_says_nothing_about_this_one() -> None:

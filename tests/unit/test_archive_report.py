@@ -127,6 +127,19 @@ def test_trees() -> None:
     assert text.endswith("2026/10/10 and 2 more days")
 
 
+def test_after_a_cutover_it_is_told_up_to_when_the_documents_of_the_old_primary_came() -> None:
+    came = {"db1": "2026-11-20 12:00:00", "db3": "2026-10-01 07:00:00"}
+    found = {"trees": [{**TREE, "destinations": [COPY], "complete": came}], "problems": ["more"]}
+    told = [
+        "",
+        "  scans: all that db1 had at 2026-11-20 12:00:00 is here",
+        "  scans: all that db3 had at 2026-10-01 07:00:00 is here",
+    ]
+    plain = archive_table(found)
+    assert archive_table({**found, "after_cutover": True}) == [*plain[:2], *told, *plain[2:]]
+    assert archive_table({"trees": [{**TREE, "destinations": [COPY]}], "after_cutover": True}) == plain[:2]
+
+
 def test_problems_come_last_and_not_without_end() -> None:
     wal = {"name": "db1", "cluster": "main", "timeline": 1, "position": "0/9000060", "places": [silent("nas")]}
     problems = ["nas: it does not answer", *(f"scans: {number}" for number in range(20))]

@@ -54,6 +54,7 @@ def test_one_that_runs_is_told_as_it_says(tmp_path: Path, shipper: int) -> None:
         "version": None,
         "updated": None,
         "acknowledged": None,
+        "empty": None,
         "destinations": [{**dict.fromkeys(SAID_OF_PLACE), "name": "nas"}],
     }
 

@@ -5,14 +5,21 @@
 
 from __future__ import annotations
 
+import os
+import pwd
+import tempfile
+import time
+from pathlib import Path
 from typing import Optional
 
 import pytest
+from ansible_collections.hotspare.postgresql.plugins.module_utils import archive_status
 from ansible_collections.hotspare.postgresql.plugins.module_utils.archive_status import (
     complete_segments,
     filled_in,
     lacking,
 )
+from ansible_collections.hotspare.postgresql.plugins.module_utils.server import Instance
 from ansible_collections.hotspare.postgresql.plugins.module_utils.wal import parse_lsn
 from hypothesis import given
 from hypothesis import strategies as st
@@ -77,3 +84,26 @@ def test_what_is_not_known_to_be_there_is_lacking(answers: list[Optional[bool]])
 def test_restore_command():
     command = "cp /mnt/%f %p && echo 100%% %r %x"
     assert filled_in(command, "F", "/tmp/x/F") == "cp /mnt/F /tmp/x/F && echo 100% F %x"
+
+
+@pytest.mark.parametrize(
+    ("command", "answer"),
+    [
+        ("touch %p", True),
+        ("touch %p %p.hotspare-ab12", True),
+        ("touch %p.hotspare-ab12; exit 1", False),
+        # Ended in the middle, as one is that took too long.
+        ("touch %p.hotspare-ab12; mkdir %p; kill -9 $$", None),
+    ],
+)
+def test_what_restore_command_leaves_behind_changes_no_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, answer: Optional[bool]
+) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "mkdtemp", lambda **_where: str(scratch))
+    instance = Instance("db1", str(tmp_path), "/nowhere", account=pwd.getpwuid(os.geteuid()).pw_name)
+    deadline = time.monotonic() + 600
+    monkeypatch.setattr(archive_status, "ASK_SECONDS", 600)
+    assert archive_status._archive_has(instance, command, segment(3), deadline) is answer
+    assert not scratch.exists()

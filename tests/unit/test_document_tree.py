@@ -89,9 +89,10 @@ def test_a_link_has_to_stay_inside(path, target, stays):
 
 
 def test_what_changed_a_moment_ago_is_not_settled():
-    assert not settled(98_500_000_000, 100, 2)
-    assert settled(98_000_000_000, 100, 2)
-    assert settled(500_000_000_000, 100, 2)  # a clock was wrong
+    assert not settled([98_500_000_000], 100, 2)
+    assert settled([98_000_000_000], 100, 2)
+    assert settled([500_000_000_000], 100, 2)  # a clock was wrong
+    assert not settled([500_000_000_000, 98_500_000_000], 100, 2)  # but somebody was here just now
 
 
 # --- days ------------------------------------------------------------------------------------------------------------
@@ -103,9 +104,9 @@ def test_patterns_that_name_a_day(pattern):
     assert not pattern or day_of(date(2028, 2, 29).strftime(pattern), pattern) == date(2028, 2, 29)
 
 
-@pytest.mark.parametrize("pattern", ["%Y", "%Y/%m", "day", "%d"])
+@pytest.mark.parametrize("pattern", ["%Y", "%Y/%m", "day", "%d", "%Y-%m-%d/%H", "../%Y-%j", "/%Y-%j", "%Y//%j"])
 def test_patterns_that_do_not(pattern):
-    with pytest.raises(HotspareError, match="does not name one folder for each day"):
+    with pytest.raises(ValueError, match="does not name one folder for each day"):
         require_pattern(pattern)
 
 

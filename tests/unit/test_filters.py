@@ -18,6 +18,7 @@ import yaml
 from ansible.errors import AnsibleFilterError
 from ansible_collections.hotspare.postgresql.plugins.filter import topology as plugin
 from ansible_collections.hotspare.postgresql.plugins.module_utils import (
+    archive_config,
     archive_report,
     cutover,
     lock,
@@ -40,6 +41,7 @@ FUNCTIONS: dict[str, Any] = {
     "this_run": lock.this_run,
     "cutover_timeline": report.cutover_timeline,
     "archive_table": archive_report.archive_table,
+    "archive_mistake": archive_config.mistake,
 }
 
 
@@ -89,6 +91,7 @@ PLAY = """
           - (wanted | hotspare.postgresql.safe_parameters(seen, 'db2')).node_values == wanted
           - "'hotspare_' | hotspare.postgresql.slot_name('db-2') == 'hotspare_db_2'"
           - silent.unknown == ['db2']
+          - ({} | hotspare.postgresql.archive_mistake) is search('name')
           - "{'trees': []} | hotspare.postgresql.archive_table == []"
           - (seen | hotspare.postgresql.this_run).token == (silent | hotspare.postgresql.this_run).token
 """

@@ -68,6 +68,7 @@ FLOORS = (
     {"archive_config"},  # second: where WAL and documents come from and go to
     {"tree_files"},  # second: documents of this host
     {"tree_server", "tree_source"},  # second: what takes documents; what has them
+    {"archive_known"},  # second: which archives were seen
     {"archive_needs"},  # second: who needs WAL of it
     {"archive_link"},  # second: a destination, seen from who ships
     {"tree_target"},  # second: a destination of documents, seen from who ships
@@ -374,6 +375,18 @@ def test_roles_are_named_in_full() -> None:
 def test_no_task_runs_a_shell() -> None:
     shells = [(where, action) for where, task in all_tasks() for action in task if action.rpartition(".")[2] in SHELLS]
     assert shells == []
+
+
+def test_no_unit_does_something_as_root_for_another_account() -> None:
+    """`ExecStartPre=+...` would, each time it starts, and where that account may have laid a link by then."""
+    units = [
+        path for path in ROOT.glob("roles/archive/templates/*.j2") if "[Service]" in path.read_text(encoding="utf-8")
+    ]
+    assert units
+    risen = [
+        (named(path), line) for path in units for line in re.findall(r"^Exec\w+=[@:-]*[+!].*", path.read_text(), re.M)
+    ]
+    assert risen == []
 
 
 def test_a_command_says_when_it_changed_something() -> None:

@@ -11,9 +11,8 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import pytest
 from ansible_collections.hotspare.postgresql.plugins.module_utils import lock
@@ -202,13 +201,23 @@ class TestWorking:
         os.close(writer)
 
     @pytest.mark.parametrize("taken_over", [False, True])
-    def test_who_waited_while_another_run_took_over_does_nothing(self, directory: str, taken_over: bool) -> None:
+    def test_who_waited_while_another_run_took_over_does_nothing(
+        self, directory: str, taken_over: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         lock.hold(directory, "db1", run(), purpose="failover to db2", seconds=60)
         told: list[str] = []
+        read, looked = lock._token, threading.Event()
+
+        def token(of: str) -> Optional[str]:
+            found = read(of)
+            looked.set()
+            return found
+
+        monkeypatch.setattr(lock, "_token", token)
 
         def wait() -> None:
             try:
-                with lock.working(directory, "db1", "pg_server state=stopped", 30):
+                with lock.working(directory, "db1", "pg_server state=stopped", 600):
                     told.append("worked")
             except lock.AtWork as error:
                 told.append(error.message)
@@ -216,7 +225,7 @@ class TestWorking:
         waiting = threading.Thread(target=wait)
         with lock.working(directory, "db1", "pg_server state=stopped", 0):
             waiting.start()
-            time.sleep(0.1)
+            assert looked.wait(600)
             if taken_over:
                 lock.hold(directory, "db1", run("bob", "b"), purpose="site", seconds=60, take_over="alice@bastion")
         waiting.join()

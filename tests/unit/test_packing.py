@@ -83,6 +83,18 @@ def test_it_does_not_write_through_a_link(tmp_path):
     assert (target.read_bytes(), link.read_bytes(), link.is_symlink()) == (b"theirs", b"ours", False)
 
 
+def test_nor_through_one_that_is_laid_again_meanwhile(tmp_path, monkeypatch):
+    """The account that owns the directory may be quick."""
+    target, link = tmp_path / "target", tmp_path / "link"
+    target.write_bytes(b"theirs")
+    link.symlink_to(target)
+    removed = packing.remove_durably
+    monkeypatch.setattr(packing, "remove_durably", lambda path: (removed(path), os.symlink(target, path)))
+    with pytest.raises(HotspareError, match="cannot write .*link"):
+        packing.install({str(link): b"ours"})
+    assert target.read_bytes() == b"theirs"
+
+
 def test_the_difference_is_shown_as_text_where_it_is_text(tmp_path):
     path = tmp_path / "x"
     path.write_text("before\n", encoding="utf-8")

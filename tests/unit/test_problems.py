@@ -152,6 +152,7 @@ SEEDING = {"seeding": "/pg.seeding", "rewinding": None}
         ("primary", {"archive": shipping(state="conflict", error="differs")}, "archive_conflict", "error"),
         ("primary", {"archive": shipping(state="refused", error="bad")}, "archive_refused", "error"),
         ("primary", {"archive": shipping(waiting=10, behind=6)}, "archive_waiting", "warning"),
+        ("primary", {"archive": {**shipping(), "empty": ["1.backup"]}}, "archive_empty", "warning"),
         ("primary", {"archive": shipping(waiting=128)}, "archive_waiting", "error"),
         ("standby", {"archive": {"running": False, "reason": "gone"}}, "shipper_down", "warning"),
         ("stopped", {"archive": {"running": None, "reason": "EIO"}}, "shipper_down", "warning"),

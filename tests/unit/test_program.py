@@ -7,15 +7,25 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import yaml
-from ansible_collections.hotspare.postgresql.plugins.module_utils import archive_config, program, tree_sync, wal_sync
+from ansible_collections.hotspare.postgresql.plugins.module_utils import (
+    archive_config,
+    program,
+    shipper,
+    tree_sync,
+    wal_sync,
+)
 from ansible_collections.hotspare.postgresql.plugins.module_utils.address import Place
 from ansible_collections.hotspare.postgresql.plugins.module_utils.guard import Decision
 from ansible_collections.hotspare.postgresql.plugins.module_utils.peers import Peer
+from ansible_collections.hotspare.postgresql.plugins.module_utils.server import Instance
 from ansible_collections.hotspare.postgresql.plugins.module_utils.shell import HotspareError
+
+from . import destinations
 
 CONFIG = {
     "node": {"name": "db1", "data_directory": "/srv/data", "bin_directory": "/srv/bin", "port": 5433},
@@ -91,6 +101,20 @@ def test_the_timer_does_documents_also_where_wal_fails(monkeypatch, capsys):
     monkeypatch.setattr(wal_sync, "tick", lambda config: [])
     monkeypatch.setattr(tree_sync, "tick", lambda config: [])
     assert program.main(["archive-sync", "CONFIG"]) == 0
+
+
+def test_without_the_shipper_a_copy_of_the_server_archives_nothing(tmp_path, monkeypatch, capsys):
+    data, copy = tmp_path / "data", tmp_path / "copy"
+    found = destinations.config(node=asdict(Instance("db1", str(data), "/usr/bin")))
+    shipped = []
+    monkeypatch.setattr(archive_config, "read_archive_config", lambda path: found)
+    monkeypatch.setattr(shipper, "ship_alone", lambda config, path, name: shipped.append((path, name)))
+    for directory, code in ((copy, 11), (data, 0)):
+        directory.mkdir()
+        monkeypatch.chdir(directory)
+        assert program.main(["archive", "CONFIG", "pg_wal/00000002.history", "00000002.history"]) == code
+    assert shipped == [("pg_wal/00000002.history", "00000002.history")]
+    assert f"the WAL of {copy} is not archived" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [[], ["guard"], ["dance", "x"], ["guard", "a", "b"]])

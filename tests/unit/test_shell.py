@@ -107,13 +107,11 @@ class TestRun:
     def test_timeout_kills_the_whole_process_group(self, tmp_path, check):
         pids = tmp_path / "pids"
         began = time.monotonic()
-        with pytest.raises(
-            shell.CommandError, match="did not end within 0.5 seconds and was killed: waiting"
-        ) as caught:
+        with pytest.raises(shell.CommandError, match="did not end within 3 seconds and was killed: waiting") as caught:
             # the shell ignores what a polite end would send, and so does its child
             script = f"trap '' TERM INT HUP; echo waiting; sleep 300 & echo $! $$ > {pids}; wait"
-            shell.run(["sh", "-c", script], timeout=0.5, check=check)
-        assert time.monotonic() - began < 10
+            shell.run(["sh", "-c", script], timeout=3, check=check)
+        assert time.monotonic() - began < 60
         assert caught.value.rc is None
         assert caught.value.stdout == "waiting\n"
         for pid in map(int, pids.read_text().split()):
@@ -130,7 +128,7 @@ class TestRun:
 
         before = signal.signal(signal.SIGALRM, interrupt)
         try:
-            signal.setitimer(signal.ITIMER_REAL, 0.5)
+            signal.setitimer(signal.ITIMER_REAL, 3)
             with pytest.raises(Interrupted):
                 shell.run(["sh", "-c", f"sleep 300 & echo $! $$ > {pids}; wait"])
         finally:
@@ -141,8 +139,8 @@ class TestRun:
 
     def test_a_daemon_left_behind_neither_delays_nor_dies(self):
         began = time.monotonic()
-        done = shell.run(["sh", "-c", "sleep 300 & echo $!"], timeout=20)
-        assert time.monotonic() - began < 10
+        done = shell.run(["sh", "-c", "sleep 300 & echo $!"], timeout=200)
+        assert time.monotonic() - began < 60
         pid = int(done.stdout)
         assert alive(pid)
         os.kill(pid, signal.SIGKILL)
@@ -288,6 +286,15 @@ class TestWriteDurably:
         shell.write_durably(str(link), "new")
         assert link.is_symlink()
         assert (tmp_path / "real" / "file").read_text() == "new"
+
+    def test_a_symbolic_link_that_must_not_be_followed(self, tmp_path):
+        (tmp_path / "file").write_text("old", encoding="utf-8")
+        (tmp_path / "link").symlink_to("file")
+        with pytest.raises(shell.HotspareError, match="cannot write .*link"):
+            shell.write_durably(str(tmp_path / "link"), "new", follow=False)
+        assert (tmp_path / "file").read_text(encoding="utf-8") == "old"
+        assert shell.write_durably(str(tmp_path / "file"), "new", follow=False)
+        assert (tmp_path / "file").read_text(encoding="utf-8") == "new"
 
     def test_what_a_killed_run_left_is_cleaned_up_and_no_planted_link_is_followed(self, tmp_path):
         victim = tmp_path / "victim"

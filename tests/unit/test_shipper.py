@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
+import struct
 import subprocess
 import sys
 import threading
@@ -101,7 +103,9 @@ class Site:
     def connect(self, place, found) -> Destination:
         self.connects[place.name] += 1
         self.fail(place.name, Unreachable)
-        return Destination(place, found, self)
+        destination = Destination(place, found, self)
+        destination.hello()
+        return destination
 
     def fail(self, name: str, *kinds: type[HotspareError]) -> None:
         error = self.fails.get(name)
@@ -145,11 +149,11 @@ class Destination(LocalDestination):
         super().__init__(place, found)
         self.site = site
 
-    def hello(self):
+    def hello(self, **more):
         if self.site.ended:
             threading.Event().wait()  # as good as ended
         self.site.fail(self.name, Unreachable)
-        return super().hello()
+        return super().hello(**more)
 
     def put(self, name, path):
         self.site.puts[self.name, name] += 1
@@ -211,7 +215,7 @@ def test_one_is_enough_and_the_other_gets_it_as_long_as_it_is_there(site):
         there.ask(name)
         there.done(name)
     assert there.held("a") == NAMES[:3]
-    assert (there.said("b")["state"], there.said("b")["behind"]) == ("unreachable", 3)
+    eventually(lambda: (there.said("b")["state"], there.said("b")["behind"]) == ("unreachable", 3))
     (there.data / "pg_wal" / NAMES[0]).unlink()
     (there.data / "pg_wal" / NAMES[1]).rename(there.data / "pg_wal" / NAMES[9])  # new WAL will be written to it
     there.look()
@@ -227,8 +231,7 @@ def test_all_have_to_have_it(site):
     there.ready(NAMES[0])
     with pytest.raises(Refused, match="who are you"):
         there.ask(NAMES[0])
-    assert there.said("b")["state"] == "refused"
-    assert there.said("b")["error"] == "who are you?"
+    eventually(lambda: (there.said("b")["state"], there.said("b")["error"]) == ("refused", "who are you?"))
     assert (there.said("b")["waiting"], there.said("b")["waiting_bytes"]) == (1, MIB)
     eventually(lambda: there.held("a") == [NAMES[0]])
     there.fails.clear()
@@ -241,7 +244,7 @@ def test_what_is_refused_is_told_and_holds_up_nothing(site):
     there = site(require="all")
     (there.directory / "file").write_bytes(segment(NAMES[1], fill=b"y"))
     Archive(str(there.directory / "b")).put(NAMES[1], str(there.directory / "file"))
-    empty = f"{NAMES[1]}.00000028.backup"
+    empty = "00000002.history"
     for name in NAMES[:3]:
         there.ready(name)
     there.ready(empty, b"")
@@ -263,6 +266,29 @@ def test_what_is_refused_is_told_and_holds_up_nothing(site):
     (there.status / f"{empty}.ready").unlink()
     there.look()
     eventually(lambda: (there.said("b")["state"], there.said("a")["state"]) == ("connected", "connected"))
+
+
+def test_an_empty_backup_is_told_and_holds_up_nothing(site, capsys):
+    """A crash or a copy left it. Nothing needs it, but the archiver would ask for it for ever."""
+    there = site(require="all")
+    empty = f"{NAMES[1]}.00000028.backup"
+    for name in NAMES[:2]:
+        there.ready(name)
+    there.ready(empty, b"")
+    there.look()
+    eventually(lambda: there.held("a") == there.held("b") == NAMES[:2])
+    there.ask(empty)
+    ship_alone(there.config, str(there.data / "pg_wal" / empty), empty, there.connect)
+    assert capsys.readouterr().err.count(f"{empty} is empty") == 2
+    there.done(empty)
+    there.look()
+    assert there.shipper._status()["empty"] == [empty]
+    assert ("a", empty) not in there.puts
+    eventually(lambda: [there.said(place)["state"] for place in "ab"] == ["connected"] * 2)
+    # PostgreSQL removes it after another backup.
+    (there.data / "pg_wal" / empty).unlink()
+    there.look()
+    assert there.shipper._status()["empty"] == []
 
 
 def test_a_full_destination_is_filled_when_there_is_room(site):
@@ -357,6 +383,25 @@ def test_alone(tmp_path, require, fails, held):
         assert [name for name in ("a", "b") if there.held(name)] == list(held)
 
 
+# --- whose WAL it is -------------------------------------------------------------------------------------------------
+
+
+def test_a_copy_of_the_server_archives_nothing(site, tmp_path):
+    """A restore drill beside the server: the same configuration, the same system identifier, another directory."""
+    there = site(require="all")
+    there.ready("00000002.history", b"1\t0/3000060\tno recovery target specified\n")
+    copy = tmp_path / "copy"
+    shutil.copytree(there.data / "pg_wal", copy / "pg_wal")
+    for directory in (copy, tmp_path / "nowhere"):
+        with pytest.raises(BadWal, match=f"the WAL of {directory} is not archived.* set archive_mode=off") as told:
+            there.shipper._archive(lambda: True, str(directory), "pg_wal/00000002.history", "00000002.history")
+        assert exit_code(told.value) == 11
+    assert there.puts == {}
+    (tmp_path / "link").symlink_to(there.data)
+    there.shipper._archive(lambda: True, str(tmp_path / "link"), "pg_wal/00000002.history", "00000002.history")
+    assert there.held("a") == ["00000002.history"]
+
+
 # --- the process -----------------------------------------------------------------------------------------------------
 
 
@@ -389,3 +434,51 @@ def test_the_socket_is_for_this_account_alone(tmp_path):
             assert os.stat(path).st_mode & 0o777 == 0o600
     with pytest.raises(HotspareError, match="nowhere"):
         shipper.listen("/nowhere/socket")
+
+
+# --- an archive that is not mounted ----------------------------------------------------------------------------------
+
+
+def move(source: Path, target: Path) -> None:
+    """All that is in a directory; the identity last, as nothing counts without it."""
+    for path in sorted(source.iterdir(), reverse=True):
+        path.rename(target / path.name)
+
+
+def test_what_is_not_mounted_is_no_new_archive(site):
+    there = site(require="all")
+    there.ready(NAMES[0])
+    there.ask(NAMES[0])
+    (there.directory / "away").mkdir()
+    move(there.directory / "a", there.directory / "away")
+    there.ready(NAMES[1])
+    with pytest.raises(Unreachable, match="a of a was an archive and is none now: mount its file system"):
+        there.ask(NAMES[1])
+    with pytest.raises(Unreachable, match="was an archive and is none now"):
+        ship_alone(there.config, str(there.data / "pg_wal" / NAMES[1]), NAMES[1])
+    eventually(lambda: there.said("a")["state"] == "unreachable")
+    assert list((there.directory / "a").iterdir()) == []
+    move(there.directory / "away", there.directory / "a")
+    eventually(lambda: there.said("a")["state"] == "connected")
+    there.ask(NAMES[1])
+    assert there.held("a") == NAMES[:2]
+
+
+def test_a_standby_notes_what_it_sees(site):
+    there = site()
+    eventually(lambda: sorted(path.name for path in there.data.glob("*.json")) == [
+        f"hotspare-archive-{name}.seen.json" for name in "ab"
+    ])  # fmt: skip
+
+
+def test_its_own_archive_is_founded_once_it_has_data(site):
+    there = site()
+    own = there.directory / "own"
+    threading.Thread(target=there.shipper._found_own, daemon=True).start()
+    own.mkdir()
+    there.look()
+    assert list(own.iterdir()) == []
+    (there.data / "global").mkdir()
+    (there.data / "global/pg_control").write_bytes(struct.pack("=Q", SYSTEM))
+    eventually(lambda: Archive(str(own)).identity() == Identity(SYSTEM, MIB))
+    eventually((there.data / "hotspare-archive-db1.seen.json").exists)

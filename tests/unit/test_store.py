@@ -300,6 +300,39 @@ def test_a_copy_that_somebody_else_made_then_the_power_fails(root, disk):
     assert_sound(disk, {PATH: ONE}, {ONE})
 
 
+def renew(directory: Path) -> None:
+    """Somebody else removes it and makes it anew, a tick of the clock later at least."""
+    before = directory.parent.stat().st_ctime_ns
+    while directory.parent.stat().st_ctime_ns == before:
+        directory.rmdir()
+        directory.mkdir()
+
+
+def test_a_directory_that_was_made_anew_is_made_durable_again(root, disk, monkeypatch):
+    monkeypatch.setattr(store, "QUIET_SECONDS", -1)
+    process = Process(disk)
+    assert attempt(root, ONE, process)
+    first = process.calls
+    (root / PATH).unlink()
+    assert attempt(root, ONE, process)
+    assert process.calls - first < first - 2, "what is known is not done again"
+    (root / PATH).unlink()
+    renew((root / PATH).parent)
+    assert attempt(root, OTHER, process)
+    assert_sound(disk, {PATH: OTHER}, {ONE, OTHER})
+
+
+def test_nothing_is_known_of_a_directory_that_just_changed(root, disk, monkeypatch):
+    """Within the same tick of the clock it may change once more."""
+    monkeypatch.setattr(store, "QUIET_SECONDS", 1e9)
+    process = Process(disk)
+    assert attempt(root, ONE, process)
+    assert process.durable == {}
+    monkeypatch.setattr(store, "QUIET_SECONDS", -1)
+    assert attempt(root, ONE, process)
+    assert process.durable.keys() == {str(root / "a"), str(root / "a" / "b")}
+
+
 @pytest.mark.parametrize("first", LIMITS)
 def test_a_writer_dies_then_other_content_comes(root, disk, first):
     told = attempt(root, ONE, Process(disk, first))

@@ -18,6 +18,7 @@ from ansible_collections.hotspare.postgresql.plugins.module_utils.document_tree 
 from ansible_collections.hotspare.postgresql.plugins.module_utils.shell import HotspareError
 from ansible_collections.hotspare.postgresql.plugins.module_utils.tree_files import (
     Busy,
+    Damaged,
     Home,
     Spool,
     Unfinished,
@@ -28,6 +29,7 @@ from ansible_collections.hotspare.postgresql.plugins.module_utils.tree_files imp
     read,
     walk,
 )
+from ansible_collections.hotspare.postgresql.plugins.module_utils.wire import Unreachable
 
 
 @pytest.fixture
@@ -105,6 +107,15 @@ def test_a_document_that_was_touched_a_moment_ago_is_not_finished(root):
     os.utime(os.path.join(root, b"a"), (1, 1))  # its name is new, however old its content is
     with pytest.raises(Unfinished):
         read(root, entry)
+
+
+def test_a_name_that_was_made_a_moment_ago_waits_for_its_content(root, monkeypatch):
+    monkeypatch.setattr(tree_files, "SETTLE_SECONDS", 0)
+    entry = write(root, "a", "")
+    with pytest.raises(Unfinished):
+        read(root, entry)
+    monkeypatch.setattr(tree_files, "EMPTY_SECONDS", 0)
+    assert read(root, entry).size == 0
 
 
 def test_where_there_are_no_leases_age_has_to_do(root, monkeypatch):
@@ -196,6 +207,43 @@ def test_what_was_the_original_owes_until_it_paid(root, home):
     assert (home.is_original(), home.owes()) == (False, False)
 
 
+def test_a_tree_is_where_its_mark_is(root, home):
+    home.require(root)  # nothing is known of it
+    home.mark(root)
+    home.mark(root)
+    home.require(root)
+    assert list(walk(root, folders=True))[1:] == []
+    os.rename(root, root + b"-unmounted")
+    with pytest.raises(Unreachable, match="is not there: mount it"):
+        home.require(root)
+    os.mkdir(root)
+    with pytest.raises(Unreachable, match=rf"has no .hotspare-tree, .* remove {home.marked}"):
+        home.require(root)
+    os.unlink(home.marked)
+    home.require(root)
+    other = Home(os.path.dirname(os.path.dirname(home.path)), "letters")
+    with pytest.raises(Unreachable, match="holds the tree scans, not letters"):
+        other.require(root + b"-unmounted")
+
+
+def test_a_mark_that_cannot_be_made_is_told(root, home):
+    write(root, ".hotspare-tree")
+    with pytest.raises(HotspareError, match="cannot make .*/.hotspare-tree: Not a directory"):
+        home.mark(root)
+    assert not os.path.exists(home.marked)
+
+
+def test_names_that_are_not_for_documents(root):
+    write(root, ".hotspare-notes")
+    write(root, "lost+found/a")  # of the application
+    deep = "/".join(["d" * 250] * 13)
+    os.makedirs(os.path.join(os.fsdecode(root), deep))
+    found = refused(root)
+    assert found.pop(b".hotspare-notes") == "begins with .hotspare-, as only what is ours may"
+    assert list(found.values()) == ["has a path of more than 3072 bytes"]
+    assert [entry.path for entry in walk(root)] == [b"lost+found/a"]
+
+
 def test_one_at_a_time(home):
     with home.lock("ship", 0), home.lock("accept", 0), pytest.raises(Busy, match="another run"), home.lock("ship", 0):
         pass
@@ -210,14 +258,20 @@ def test_a_manifest_is_kept_and_any_damage_noticed(home):
     with Spool(entries) as spool:
         home.seal("2026/11/20", spool)
     assert list(home.sealed("2026/11/20")) == entries
-    assert [(name, head.files) for name, head in home.manifests().items()] == [("2026/11/20", 1)]
+    assert [(name, head.files) for name, head in home.manifests(pytest.fail).items()] == [("2026/11/20", 1)]
     path = Path(home.manifest("2026/11/20"))
     path.write_text(path.read_text().replace(" 3 1 ", " 4 1 "))
     with pytest.raises(HotspareError, match="move it away"):
         list(home.sealed("2026/11/20"))
+    said: list[str] = []
     path.write_text("")
-    with pytest.raises(HotspareError, match="move it away"):
-        home.manifests()
+    assert home.manifests(said.append) == {}
+    assert ["move it away" in one for one in said] == [True]
+    with Spool(entries) as spool:
+        home.seal("2026/11/20", spool)
+    path.write_bytes(path.read_bytes()[:-8])  # a torn line leaves no path
+    with pytest.raises(Damaged):
+        list(home.sealed("2026/11/20"))
 
 
 def test_when_a_source_was_complete(home):

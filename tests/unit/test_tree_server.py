@@ -161,6 +161,15 @@ def test_no_path_leaves_the_tree(node, path):
             ask(node, op, partition=os.fsdecode(path))
 
 
+def test_what_is_announced_as_a_document_becomes_no_link(node):
+    (node.path / ".hotspare-incoming/db1").mkdir(parents=True)
+    (node.path / ".hotspare-incoming/db1/b").symlink_to("/etc/passwd")
+    assert accept(node, entry(b"a"), targets={"a": "/etc/passwd"}) == ["changed"]
+    assert accept(node, entry(b"b", "/etc/passwd")) == ["changed"]
+    assert accept(node, entry(b"c", "/etc/passwd", 0o120777)) == ["changed"]  # it had gone when it was asked for
+    assert node.documents() == {}
+
+
 def test_a_link_is_made_here_and_only_one_that_stays(node):
     inside = entry(b"a/link", "../b", 0o120777)
     assert accept(node, inside, targets={"a/link": "../b"}) == ["new"]

@@ -62,7 +62,7 @@ def bits(node: Node) -> int:
     """Write bits that something in the tree has."""
     found = 0
     for path in [node.path, *node.path.rglob("*")]:
-        if not path.is_symlink() and ".hotspare-incoming" not in path.parts:
+        if not path.is_symlink() and not {".hotspare-incoming", ".hotspare-tree"} & set(path.parts):
             found |= path.stat().st_mode & 0o222
     return found
 
@@ -96,6 +96,46 @@ def test_the_hour_before_midnight_travels(pair, clock):
     assert (done["changed"], done["sealed"], at(done)["sealed"]) == (True, [DAY], [DAY])
     assert (db1.home / f"{DAY}.manifest").read_text() == (db2.home / f"{DAY}.manifest").read_text()
     assert db1.sync()["changed"] is False
+
+
+def test_a_disk_that_goes_during_a_run_seals_no_empty_day(pair, clock, monkeypatch):
+    db1, _ = pair
+    db1.write("first")
+    db1.sync()
+    db1.write(f"{DAY}/a")
+    clock.now += timedelta(days=2)
+    real = tree_source.Source.seal
+
+    def seal(source, partition):
+        db1.path.rename(db1.path.with_name("unmounted"))
+        db1.path.mkdir()
+        real(source, partition)
+
+    monkeypatch.setattr(tree_source.Source, "seal", seal)
+    with pytest.raises(Unreachable, match="mount it"):
+        db1.sync()
+    for node in pair:
+        assert not list(node.home.rglob("*.manifest"))
+
+
+def test_a_run_that_could_not_read_all_is_not_complete(pair, monkeypatch):
+    db1, db2 = pair
+    db1.write("a")
+    db1.write("b")
+    real = tree_source.read
+
+    def read(root, entry):
+        """b gets another name, which the walk has passed."""
+        if entry.path == b"b":
+            (db1.path / "b").rename(db1.path / "B")
+        return real(root, entry)
+
+    monkeypatch.setattr(tree_source, "read", read)
+    done = db1.sync()
+    assert (at(done)["names"], done["skipped_open_files"]) == (["a"], [])
+    assert not (db2.home / "complete").exists()
+    assert at(db1.sync())["names"] == ["B"]
+    assert (db2.home / "complete").exists()
 
 
 def test_midnight_passes_during_a_run(pair, clock, monkeypatch):
@@ -380,7 +420,7 @@ def test_a_tree_that_is_not_mounted_is_not_an_empty_one(pair, clock):
         node.path.rename(node.path.with_name("unmounted"))
         node.path.mkdir()
         if node is db1:
-            with pytest.raises(HotspareError, match="there are manifests of what was in it: mount it"):
+            with pytest.raises(HotspareError, match="which the tree scans has there: mount it"):
                 db1.sync()
         else:
             assert "mount it" in db1.sync()["destinations"][0]["error"]

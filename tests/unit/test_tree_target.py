@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import re
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,14 +20,15 @@ ENTRIES = [Entry(b"#1", 60, 0, 0o100644), Entry(b"2026/\xff", 40, 0, 0o100644)]
 
 @pytest.fixture
 def rsync(monkeypatch):
-    """rsync(rc, stderr, free, host) -> (argv, content of the list of files)"""
+    """rsync(rc, stderr, free, host) -> (argv, content of the list of files); rsync.called: what was asked for there"""
+    called: list[str] = []
 
     def made(rc: int = 0, stderr: str = "", free: int = 10**9, host: str = "192.0.2.2") -> tuple[list[str], bytes]:
         place = TreePlace("db2", host, 22, "scans", "/etc/key", "/etc/known hosts", path="/srv/scans")
         tree = SimpleNamespace(name="scans", path="/srv/scans")
         source: Any = SimpleNamespace(tree=tree, config=SimpleNamespace(name="db1"))
         target = tree_target.Target(source, place)
-        monkeypatch.setattr(target, "_call", lambda op, **arguments: {"free_bytes": free})
+        monkeypatch.setattr(target, "_call", lambda op, **arguments: called.append(op) or {"free_bytes": free})
         seen: list[Any] = []
 
         def run(argv: list[str], **options: Any) -> Any:
@@ -41,6 +41,7 @@ def rsync(monkeypatch):
         target._rsync(ENTRIES)
         return seen[0], seen[1]
 
+    made.called = called
     return made
 
 
@@ -60,16 +61,26 @@ def test_what_did_not_arrive_is_found_out_there(rsync, rc):
 
 
 def test_an_rsync_that_fails_says_why(rsync):
-    with pytest.raises(Full, match=re.escape("no room for 100 bytes of documents, 99 are free: make some")):
-        rsync(rc=11, free=99)
+    with pytest.raises(Full, match="no room any more for 100 bytes of documents: make some"):
+        rsync(rc=11, stderr='rsync: write failed on "/srv/scans/a": No space left on device (28)')
+    assert rsync.called == ["room", "finish"]  # what is half does not keep the disk full
     with pytest.raises(
         Unreachable, match="failed with exit code 12: connection unexpectedly closed; see its log there"
     ):
         rsync(rc=12, stderr="connection unexpectedly closed\nand more\n")
 
 
-def test_batches_are_small_in_files_and_in_bytes(monkeypatch):
+def test_nothing_is_sent_that_does_not_fit(rsync):
+    with pytest.raises(Full, match="no room for 100 bytes of documents: make some"):
+        rsync(free=99)
+    assert rsync.called == ["room", "finish", "room"]
+
+
+def test_batches_are_small_in_files_and_bytes_and_names(monkeypatch):
     monkeypatch.setattr(tree_target, "BATCH_FILES", 3)
     monkeypatch.setattr(tree_target, "BATCH_BYTES", 100)
     rows = [(Entry(b"%d" % number, size, 0, 0), None) for number, size in enumerate([1, 1, 1, 200, 60, 60, 1])]
     assert [[row[0].size for row in batch] for batch in tree_target.batches(rows)] == [[1, 1, 1], [200], [60, 60], [1]]
+    monkeypatch.setattr(tree_target, "BATCH_NAMES", 6)
+    rows = [(Entry(b"n" * length, 0, 0, 0), None) for length in (2, 4, 9, 1, 1)]
+    assert [[len(row[0].path) for row in batch] for batch in tree_target.batches(rows)] == [[2, 4], [9], [1, 1]]

@@ -206,6 +206,15 @@ class TestForkPoint:
         history = wal.parse_history("1\t0/500\tx\n2\t0/400\tx\n")
         assert wal.fork_point(history, 1) == wal.fork_point(history, 2) == 0x400
 
+    @pytest.mark.parametrize(("lsn", "timeline"), [(0, 1), (99, 1), (100, 2), (199, 2), (200, 5), (499, 5), (500, 7)])
+    def test_which_timeline_wrote_a_byte(self, lsn, timeline):
+        assert wal.timeline_at(self.HISTORY, 7, lsn) == timeline
+        assert wal.timeline_at([], 1, lsn) == 1
+
+    def test_which_timeline_wrote_a_byte_when_switch_points_fall(self):
+        history = wal.parse_history("1\t0/500\tx\n2\t0/400\tx\n")
+        assert [wal.timeline_at(history, 3, lsn) for lsn in (0x3FF, 0x400, 0x500)] == [1, 3, 3]
+
     def test_timeline_1_has_no_ancestor(self):
         assert wal.fork_point([], 1) is None
 

@@ -10,6 +10,7 @@ import struct
 
 import pytest
 from ansible_collections.hotspare.postgresql.plugins.module_utils import wal
+from ansible_collections.hotspare.postgresql.plugins.module_utils.wal import HistoryEntry
 from ansible_collections.hotspare.postgresql.plugins.module_utils.wal_file import CODES, MAGICS, BadWal, Check, kind
 from ansible_collections.hotspare.postgresql.tests.unit.wal_pages import (
     BACKUP,
@@ -120,6 +121,26 @@ class TestSegment:
         name = "00000005" + NAME[8:]
         assert checked(name, segment(name, timelines=[1, 3, 3])).timelines == (1, 3, 5)
 
+    @pytest.mark.parametrize(("switch", "copied"), [(3 * PAGE + 60, 4), (3 * PAGE, 3), (60, 1), (0, 0), (MIB - 8, 128)])
+    def test_by_its_history(self, switch, copied):
+        """The page with the switch is a copy, too, but for one that begins there."""
+        name = "00000002" + NAME[8:]
+        history = [HistoryEntry(1, 3 * MIB + switch, "")]
+        assert set(checked(name, segment(name, timelines=[1] * copied), history=history).timelines) <= {1, 2}
+        # It was given up before it went beyond the copy: none of its pages has its own timeline.
+        if copied:
+            given_up = segment(name, timelines=[1] * copied, used=copied)
+            assert checked(name, given_up, history=history).timelines == (1,)
+            assert checked(name, given_up).timelines == (1,)
+        later = "000000020000000000000004"
+        assert checked(later, segment(later), history=history).timelines == (2,)
+
+    def test_by_a_history_whose_switch_points_fall(self):
+        name = "00000003" + NAME[8:]
+        history = [HistoryEntry(1, 9 * MIB, ""), HistoryEntry(2, 3 * MIB + 2 * PAGE, "")]
+        assert checked(name, segment(name, timelines=[1, 1]), history=history).timelines == (1, 3)
+        assert refused(name, segment(name, timelines=[2, 2]), history=history)[0] == "timeline"
+
     def test_pages_of_another_size(self):
         content = bytearray(segment(used=2))
         content[36:40] = struct.pack("=I", 2 * PAGE)
@@ -187,6 +208,29 @@ class TestRefused:
         code, message = refused(NAME, segment(timelines=[1, 2]))
         assert code == "timeline" and "timeline 2 in page 1 (byte 8192)" in message
         assert refused(NAME, segment("00000003" + NAME[8:]))[0] == "timeline"
+
+    def test_a_segment_of_an_ancestor_renamed_to_a_later_timeline(self):
+        """Its address is right, and the first segment of a timeline has such pages as well."""
+        history = [HistoryEntry(1, 5 * MIB + 3 * PAGE + 60, "")]
+        name = "00000002" + NAME[8:]
+        assert checked(name, segment(NAME)).timelines == (1,), "without the history nobody can tell"
+        code, message = refused(name, segment(NAME), history=history)
+        assert code == "timeline" and f"lies before the switch to its timeline, so it belongs into {NAME}" in message
+        for old, words in (
+            # The one with the switch, which the old primary wrote to its end.
+            ("000000010000000000000005", "has timeline 1 in page 4 (byte 32768), which by its history is of 2"),
+            ("000000010000000000000006", "has timeline 1 in page 0 (byte 0), which by its history is of 2"),
+        ):
+            code, message = refused("00000002" + old[8:], segment(old), history=history)
+            assert code == "timeline" and words in message
+        new = "000000020000000000000005"
+        code, message = refused(new, segment(new, timelines=[1, 1]), history=history)
+        assert code == "timeline" and "timeline 2 in page 2 (byte 16384), which by its history is of 1" in message
+
+    def test_a_partial_renamed_to_a_later_timeline(self):
+        name, history = "00000002" + NAME[8:] + ".partial", [HistoryEntry(1, 2 * MIB, "")]
+        assert checked(name, segment("00000002" + NAME[8:]), history=history).kind == "partial"
+        assert refused(name, segment(NAME), history=history)[0] == "timeline"
 
     def test_a_timeline_that_goes_back(self):
         name = "00000003" + NAME[8:]

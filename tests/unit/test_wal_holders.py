@@ -31,6 +31,13 @@ def server(timeline: int = 1, *switches: tuple[int, int], at: int = 10 * SIZE + 
 THIRD = server(3, (1, 5 * SIZE + 100), (2, 9 * SIZE))
 
 
+def test_the_histories_of_the_timelines_that_ours_went_through() -> None:
+    first, second = THIRD.history
+    assert (THIRD.ancestors(3), THIRD.ancestors(2), THIRD.ancestors(1)) == ((first, second), (first,), ())
+    assert THIRD.ancestors(4) is None
+    assert server(3, (1, 5 * SIZE)).ancestors(2) is None
+
+
 def test_what_is_still_written_to_is_not_whole() -> None:
     names = [name(number) for number in (9, 10, 11)]
     assert complete(names, server(), 10 * SIZE - 1) == []

@@ -43,7 +43,8 @@ def content(file: str) -> bytes:
         return HISTORY
     if file.endswith(".backup"):
         return BACKUP.replace(BACKUP_NAME[:24], BACKUP_OF_1MB[:24]).encode()
-    return segment(file[:24])
+    # The first segment of a timeline begins with a copy of its ancestor's.
+    return segment(file[:24], timelines=[1] if file == name(SWITCH // MIB, 2) else None)
 
 
 class Lab:
@@ -247,6 +248,22 @@ def test_trouble_at_one_keeps_nothing_from_the_others(
     result = wal_sync.sync(lab.config())
     assert len(result["problems"]) == told and error.message in result["problems"][0]
     assert (record(result, "one")["files"], lab.held("two")) == (0, [name(3), name(4)])
+
+
+@pytest.mark.parametrize("number", [4, 5, 6])
+def test_a_segment_of_the_old_timeline_that_was_renamed_to_ours_goes_nowhere(lab: Lab, number: int) -> None:
+    """As an archive may hold it that somebody has mended by hand."""
+    lab.fill("one", name(number, 2), content=segment(name(number)))
+    lab.fill("here", name(3))
+    result = wal_sync.sync(lab.config())
+    assert lab.held("two") == [name(3)]
+    (problem,) = result["problems"]
+    assert problem.startswith(f"one: {name(number, 2)} ") and "timeline" in problem
+    # Where somebody has the right one, that is shipped.
+    if number > 4:
+        lab.write(name(number, 2))
+        assert wal_sync.sync(lab.config())["problems"] == []
+        assert lab.archives["two"].digest(name(number, 2))[0] != lab.archives["one"].digest(name(number, 2))[0]
 
 
 def test_a_bad_file_is_taken_from_another_who_has_it_whole(lab: Lab) -> None:

@@ -8,12 +8,16 @@ and a new server live from the archive alone, and roles swap.
 from __future__ import annotations
 
 import json
-from datetime import date
+import os
+import re
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import date, timedelta
 
 from ledger import Watch, assert_pair, both_writable, ledger, missing
 
-TODAY = f"{date.today():%Y/%m/%d}"
-NOISE = 60_000  # rows that fill about half a segment, also when it is compressed
+DOCUMENTS = int(os.environ.get("HOTSPARE_DOCUMENTS", "20000"))
+TODAY, AFTER, NIGHT, *BEFORE = (f"{date.today() - timedelta(days=days):%Y/%m/%d}" for days in range(28))
 
 
 def checked(lab):
@@ -33,7 +37,7 @@ def test_the_archives_fill_and_say_so(lab, archives):
     assert lab.store in table and "GAPS" not in table
     assert f"{one} ships WAL to" in lab.play("status").output
     # Nobody but the server writes where WAL is archived, and on a node only its account reads it.
-    assert lab.run(two, "stat", "-c", "%U %a", archives.directory(two)) == "postgres 711\n"
+    assert lab.run(two, "stat", "-c", "%U %a", archives.directory(two)) == "postgres 750\n"
     assert lab.run(lab.store, "stat", "-c", "%U %a", archives.directory(lab.store)) == "hotspare 750\n"
 
 
@@ -50,17 +54,19 @@ def test_the_keys_open_nothing_else(lab):
 
 def test_an_inventory_that_cannot_be_meant(lab):
     before = lab.fingerprints()
-    trees = [
-        {"name": "scans", "path": "/srv/scans", "account": "scans"},
-        {"name": "inside", "path": "/srv/scans/inside", "account": "nobody-here"},
-        {"name": "odd name", "path": "srv/../mail", "account": "scans"},
-    ]
-    wrong = {"archive_destinations": ["nodes", "elsewhere"], "archive_trees": trees}
-    refused = lab.play("site", "-e", json.dumps(wrong), ok=False)
-    said = " ".join(refused.messages)
-    for word in ("elsewhere", "/srv/scans/ and /srv/scans/inside/ overlap", "nobody-here", "odd name", "srv/../mail"):
-        assert word in said, word
-    assert "Nothing was changed" in said
+    scans = {"name": "scans", "path": "/srv/scans", "account": "scans"}
+    inside = {"name": "inside", "path": "/srv/scans/inside", "account": "nobody-here"}
+    overlap = "/srv/scans/ and /srv/scans/inside/ overlap"
+    for wrong, words in (
+        (
+            {"archive_destinations": ["nodes", "elsewhere"], "archive_trees": [scans, inside]},
+            ("elsewhere", overlap, "nobody-here"),
+        ),
+        ({"archive_trees": [{**scans, "path": "srv/../mail"}]}, ("path is 'srv/../mail', which is no absolute path",)),
+    ):
+        said = " ".join(lab.play("site", "-e", json.dumps(wrong), ok=False).messages)
+        for word in (*words, "Nothing was changed"):
+            assert word in said, word
     assert lab.differences(before) == {}
 
 
@@ -73,33 +79,64 @@ def test_check_mode_changes_nothing(lab):
 def test_a_full_destination_keeps_the_wal_on_the_primary_until_there_is_room(lab, archives):
     one, two = lab.roles()
     with archives.changed(one, require="all"), archives.small_disk(one, "6m") as directory:
-        names = archives.write(one, 4, NOISE)
+        names = archives.write(one, 4)
         archives.wait_for_state(one, "full")
         lab.wait_for(lambda: len(archives.ready(one)) >= 2, "WAL waits on the primary")
         assert archives.lacking(lab.store, one)
-        assert "is full" in lab.play("status").output
+        assert "[archive_full]" in lab.play("status").output
         lab.run(lab.store, "mount", "-o", "remount,size=400m", directory)
         archives.wait_for_all(one, two, lab.store)
         assert set(names) <= archives.held(lab.store)
         lab.wait_for(lambda: not archives.ready(one), "nothing waits any more")
 
 
-def test_nothing_is_lost_when_the_network_is_cut_the_shipper_killed_or_a_destination(lab, archives):
+def test_a_network_that_is_cut_for_a_minute(lab, archives):
     one, two = lab.roles()
     with archives.cut_off(lab.store, "-s", lab.addresses[one], "-j", "DROP"):
-        archives.write(one, 2, NOISE)
-        archives.wait_for_state(one, "unreachable")
-        archives.write(one, 1)
+        began = time.monotonic()
+        # One destination is enough.
+        names = archives.write(one, 2)
         archives.wait_for_all(one, two)
         assert archives.lacking(lab.store, one)
-    for _ in range(3):
-        archives.write(one, 1, NOISE)
-        lab.run(one, "systemctl", "kill", "--signal=KILL", archives.shipper)
-    lab.docker("kill", lab.store)
-    archives.write(one, 2, NOISE)
-    lab.restart_container(lab.store)
+        # Without any, all WAL stays.
+        with archives.cut_off(two, "-s", lab.addresses[one], "-p", "tcp", "--dport", "22", "-j", "DROP"):
+            names += archives.write(one, 3)
+            for place in (two, lab.store):
+                archives.wait_for_state(one, "unreachable", place)
+            lab.wait_for(lambda: len(archives.ready(one)) >= 3, "WAL waits on the primary")
+            assert archives.lacking(two, one)
+            assert "[archive_unreachable]" in lab.play("status").output
+            time.sleep(max(0, began + 60 - time.monotonic()))
     archives.wait_for_all(one, two, lab.store)
+    assert set(names) <= archives.held(two) & archives.held(lab.store)
     lab.wait_for(lambda: not archives.ready(one), "nothing waits any more")
+
+
+def test_a_shipper_that_is_killed_in_the_middle_of_a_segment(lab, archives):
+    one, two = lab.roles()
+    with archives.changed(one, require="all", compression="none"):
+        with archives.stopped_in_the_middle(one) as names:
+            assert archives.ready(one)
+            assert not set(names) <= archives.held(lab.store)
+            lab.run(one, "systemctl", "kill", "--signal=KILL", archives.shipper)
+        archives.wait_for_all(one, two, lab.store)
+        lab.wait_for(lambda: not archives.ready(one), "nothing waits any more")
+    assert archives.hashes(lab.store, names) == archives.hashes(two, names)
+    lab.wait_for(lambda: not archives.unfinished(lab.store), "what came in part is gone")
+
+
+def test_a_destination_that_dies_in_the_middle_of_a_segment(lab, archives):
+    one, two = lab.roles()
+    with archives.changed(one, require="all", compression="none"):
+        with archives.stopped_in_the_middle(one) as names:
+            lab.docker("kill", lab.store)
+        names += archives.write(one, 2)
+        lab.wait_for(lambda: len(archives.ready(one)) >= 2, "WAL waits on the primary")
+        lab.restart_container(lab.store)
+        archives.wait_for_all(one, two, lab.store)
+        lab.wait_for(lambda: not archives.ready(one), "nothing waits any more")
+    assert archives.hashes(lab.store, names) == archives.hashes(two, names)
+    lab.wait_for(lambda: not archives.unfinished(lab.store), "what came in part is gone")
 
 
 def test_a_clock_that_jumps_changes_nothing(lab, archives):
@@ -108,31 +145,48 @@ def test_a_clock_that_jumps_changes_nothing(lab, archives):
     with archives.clock(one) as step:
         for jump in ("+3d", "-3d", "+0"):
             step(jump)
-            archives.write(one, 1, NOISE)
+            archives.write(one, 1)
             archives.wait_for_all(one, two, lab.store)
             assert lab.run(one, "systemctl", "is-active", archives.shipper).strip() == "active"
 
 
-def test_documents_of_the_last_minutes_of_a_day_are_shipped_and_the_day_is_sealed(lab, archives):
+def test_many_small_documents_midnight_passes_meanwhile_and_days_are_sealed(lab, archives):
+    """Some hundred a day, and as many again on the last day as on all others; HOTSPARE_DOCUMENTS of them."""
     one, two = lab.roles()
-    day = "2031/03/04"
+    everywhere = (one, two, lab.store)
     with archives.no_timer(one):
-        archives.document(one, f"{day}/morning.pdf", "from the morning")
-        archives.sync(one, at="2031-03-04 23:59:59")  # midnight passes meanwhile
-        archives.document(one, f"{day}/late.pdf", "when the old runbook had gone home")
-        archives.sync(one, at="2031-03-05 00:31:00")
-        texts = archives.documents(one)
-        assert len(texts) == 2
-        assert archives.documents(two) == archives.documents(lab.store) == texts
-        archives.sync(one, at="2031-03-05 02:05:00")
-        for host in (one, two, lab.store):
-            lab.run(host, "test", "-e", f"{archives.directory(host)}/trees/scans/{day}.manifest")
+        archives.scan(one, NIGHT, DOCUMENTS // 2)
+        for day in BEFORE:
+            archives.scan(one, day, DOCUMENTS // 2 // len(BEFORE))
+        with ThreadPoolExecutor(1) as pool:
+            running = pool.submit(archives.sync, one, at=f"{NIGHT} 23:59:59")
+            late = 0
+            while not running.done():
+                late += 1
+                archives.document(one, f"{NIGHT}/late-{late}.pdf", "when the old runbook had gone home")
+                archives.document(one, f"{AFTER}/early-{late}.pdf", "before the old runbook came to work")
+        assert AFTER in running.result().splitlines()[-1], "midnight passed meanwhile"
+        print(running.result())
+        archives.settle()
+        archives.sync(one, at=f"{AFTER} 00:31:00")
+        lab.run(lab.store, "test", "!", "-e", f"{archives.known(lab.store)}/scans/{NIGHT}.manifest")
+        archives.sync(one, at=f"{AFTER} 02:05:00")
+        written = DOCUMENTS // 2 + len(BEFORE) * (DOCUMENTS // 2 // len(BEFORE)) + 2 * late
+        digest = archives.digest(one)
+        assert digest.split()[0] == str(written)
+        assert [archives.digest(host) for host in everywhere] == [digest] * 3
+        for host in everywhere:
+            for day in (NIGHT, *BEFORE):
+                lab.run(host, "test", "-e", f"{archives.known(host)}/scans/{day}.manifest")
         # What happens to a sealed day is told, and goes nowhere.
-        archives.document(one, f"{day}/late.pdf", "something else")
-        lab.run(one, "rm", f"/srv/scans/{day}/morning.pdf")
-        assert "changed after its day was sealed" in archives.sync(one, at="2031-03-05 02:10:00", ok=False)
-        assert archives.documents(two) == archives.documents(lab.store) == texts
-        for path, text in texts.items():
+        changed, removed = f"{NIGHT}/late-1.pdf", f"{BEFORE[0]}/scan-000000.txt"
+        before = {path: lab.run(one, "cat", f"/srv/scans/{path}") for path in (changed, removed)}
+        archives.document(one, changed, "something else")
+        lab.run(one, "rm", f"/srv/scans/{removed}")
+        archives.settle()
+        assert "changed after its day was sealed" in archives.sync(one, at=f"{AFTER} 02:10:00", ok=False)
+        assert archives.digest(two) == archives.digest(lab.store) == digest
+        for path, text in before.items():
             archives.document(one, path, text)
 
 
@@ -145,7 +199,7 @@ def test_a_standby_whose_stream_is_cut_and_whose_slot_is_gone_lives_from_the_arc
         lab.wait_for(lambda: lab.sql(one, "SELECT count(*) FROM pg_stat_replication") == "0", "nobody streams")
         lab.sql(one, f"SELECT pg_drop_replication_slot('{slot}')")
         lab.sql(one, "DROP TABLE IF EXISTS archived; CREATE TABLE archived AS SELECT 'by the archive alone' AS words")
-        archives.write(one, 2, NOISE)
+        archives.write(one, 2)
         end = lab.sql(one, "SELECT pg_current_wal_lsn()")
         archives.write(one, 1)
         lab.wait_for_replay(two, end)
@@ -167,9 +221,12 @@ def test_a_planned_failover_turns_wal_and_documents_round(lab, archives):
     assert both_writable(old, new) == []
     assert_pair(lab, two, one)
     print(f"planned: {planned.seconds:.1f} s, longest gap {client.longest_gap():.3f} s")
-    # The runbook's step "validate the documents".
-    row = next(line.split() for line in planned.output.splitlines() if '"scans ' in line and lab.store in line)
-    assert row[3:5] == ["0", "0"], row
+    # The runbook's step "validate the documents": present, missing, different, newest.
+    count = archives.digest(two).split()[0]
+    rows = re.findall(r'"scans +(\S+)(?: \(own\))? +(\d+) +(\d+) +(\d+) +(\S+)', planned.output)
+    assert int(count) > DOCUMENTS // 2
+    newest = f"{TODAY}/before.pdf"
+    assert sorted(rows) == [(host, count, "0", "0", newest) for host in sorted((one, two, lab.store))]
     archives.document(two, f"{TODAY}/after.pdf", "after the cutover")
     lab.run(one, "sh", "-c", "! su scans -c 'touch /srv/scans/forbidden'")
     archives.write(two, 2)
@@ -218,7 +275,7 @@ def test_the_dead_one_returns_with_what_only_it_had(lab, archives):
     names = {f"{TODAY}/{name}.pdf" for name in ("before", "after", "unshipped", "meanwhile")}
     for host in (one, two, lab.store):
         lab.wait_for(lambda host=host: set(archives.documents(host, TODAY)) == names, f"{host} has all documents")
-    assert archives.documents(one)[f"{TODAY}/unshipped.pdf"] == "nobody else has this one"
+    assert archives.documents(one, TODAY)[f"{TODAY}/unshipped.pdf"] == "nobody else has this one"
     places, found = checked(lab)
     assert [place["gaps"]["ok"] for place in places.values() if not place["own"]] == [True, True]
     assert [place["conflicts"] for place in places.values()] == [[], [], []]

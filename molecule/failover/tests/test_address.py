@@ -30,7 +30,7 @@ def holders(lab):
 
 
 def settled(lab, *nodes):
-    lab.wait_for(lambda: holders(lab) == list(nodes), f"the address is on {nodes}", 30)
+    lab.wait_for(lambda: holders(lab) == list(nodes), f"the address is on {nodes}")
 
 
 @contextmanager

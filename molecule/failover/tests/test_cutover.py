@@ -215,7 +215,7 @@ def test_f14_two_operators_at_once(lab):
     with ledger(lab) as client, Watch(lab.addresses[primary]) as old, Watch(lab.addresses[standby]) as new:
         client.wait_for_rows(lab.addresses[primary], 50)
         operators = [lab.start("failover", "-e", f"target={standby}") for _ in range(2)]
-        outputs = [process.communicate(timeout=120)[0] for process in operators]
+        outputs = [process.communicate(timeout=1200)[0] for process in operators]
         client.wait_for_rows(lab.addresses[standby], 50)
     print(*outputs, sep="\n---\n")
     codes = sorted((process.returncode, output) for process, output in zip(operators, outputs))

@@ -68,7 +68,7 @@ def test_synchronous_commits_survive_the_primarys_machine(lab):
         lab.docker("kill", primary)
         forced = force(lab, standby, primary)
         assert "commits wait for 0 standbys instead of 1" in forced.output
-        client.wait_for_rows(lab.addresses[standby], 100, timeout=5)
+        client.wait_for_rows(lab.addresses[standby], 100)
         lab.restart_container(primary)
         lab.play("rebuild_standby", "-e", f"node={primary}", "-e", f"confirm={primary}", *SYNCHRONOUS)
         assert lab.sql(standby, synchronous) == "sync"

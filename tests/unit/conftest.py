@@ -1,0 +1,11 @@
+# Copyright: (c) 2026, hotspare contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Hypothesis fails no test for the time that it takes: on a busy machine that says nothing of the code."""
+
+from __future__ import annotations
+
+from hypothesis import HealthCheck, settings
+
+settings.register_profile("hotspare", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("hotspare")
