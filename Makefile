@@ -19,7 +19,7 @@ VENV := .cache/venv/.installed
 COLLECTION := .cache/collections/ansible_collections/hotspare/postgresql
 SUITE ?= trixie
 
-.PHONY: help venv lab demo test unit integration gates installed molecule matrix soak bench bench-cutover bench-archive clean
+.PHONY: help venv lab demo test unit integration gates installed molecule molecule-zfs matrix soak bench bench-cutover bench-archive clean
 
 help:
 	@sed -n 's/^# \?//p' Makefile | head -n 6
@@ -73,6 +73,12 @@ installed: venv
 	rm -rf .cache/dist .cache/installed
 	ansible-galaxy collection build --output-path .cache/dist
 	ansible-galaxy collection install --force --offline --no-deps --collections-path .cache/installed .cache/dist/*.tar.gz
+
+# Machines with a kernel of their own, for OpenZFS.
+molecule-zfs: installed
+	lab/prerequisites qemu
+	lab/guest_image >/dev/null
+	HOTSPARE_IMAGE=none HOTSPARE_COLLECTIONS=installed molecule test -s zfs
 
 molecule-%: installed lab
 	HOTSPARE_IMAGE=$$(lab/image $(SUITE)) HOTSPARE_COLLECTIONS=installed molecule test -s $*

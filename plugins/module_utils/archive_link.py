@@ -21,19 +21,17 @@ from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Any, Optional
 
-from . import archive_known, controldata
+from . import archive_known, controldata, ssh
 from .archive import COMPRESSED_KINDS, Archive, Entry, Identity, decoded, encoded, source
 from .archive_config import ArchiveConfig, Place
 from .shell import PATH, HotspareError
+from .ssh import ALIVE_COUNT, ALIVE_SECONDS
 from .store import Stored
 from .version import VERSION
 from .wal_file import Check, kind
 from .wire import PROTOCOL, Broken, Channel, Garbage, Missing, Payload, Refused, Unreachable, failed
 
-CONNECT_SECONDS = 10
 GREETING_SECONDS = 30.0  # until the program has started there
-ALIVE_SECONDS = 5
-ALIVE_COUNT = 3
 END_SECONDS = 0.5  # an ssh that waits for its network is killed then
 BATCH = 1000  # names in one message
 LIST_SECONDS = 600.0  # until a large and slow file system has told what it has
@@ -268,25 +266,15 @@ def hello(name: str, archive: Archive) -> dict[str, Any]:
 
 
 def ssh_command(place: Place) -> list[str]:
-    """ssh to a place, less the name of its host, which follows: nothing is asked, nothing taken from configurations."""
-    options = {
-        "BatchMode": "yes",
-        "StrictHostKeyChecking": "yes",
-        "UserKnownHostsFile": place.known_hosts,
-        "GlobalKnownHostsFile": "/dev/null",
-        "IdentityFile": place.identity,
-        "IdentitiesOnly": "yes",
-        "IdentityAgent": "none",
-        "ClearAllForwardings": "yes",
-        "ConnectTimeout": CONNECT_SECONDS,
-        "ServerAliveInterval": ALIVE_SECONDS,
-        "ServerAliveCountMax": ALIVE_COUNT,
-        "ControlPath": "none",
-        "Compression": "no",
-        "Ciphers": "^aes128-gcm@openssh.com",  # the quickest where the processor knows AES
-    }
-    words = [word for name, value in options.items() for word in ("-o", f"{name}={value}")]
-    return ["ssh", "-F", "/dev/null", "-T", *words, "-p", str(place.port), "-l", place.account]
+    """ssh to a place, less the name of its host, which follows."""
+    return ssh.command(
+        port=place.port,
+        account=place.account,
+        identity=place.identity,
+        known_hosts=place.known_hosts,
+        alive_seconds=ALIVE_SECONDS,
+        alive_count=ALIVE_COUNT,
+    )
 
 
 def trouble(place: Place, said: str, noticed: Broken) -> Unreachable:

@@ -173,6 +173,13 @@ def _restore(config: str, name: str, path: str) -> int:
     return 0 if found else ABSENT
 
 
+def _zfs_serve(path: str) -> int:
+    """The forced command of who sends ZFS snapshots to this host, or fetches them."""
+    from .zfs_serve import asked, serve
+
+    return serve(path, asked())
+
+
 def _say(text: str) -> None:
     """To the journal, where `systemctl status` shows it."""
     sys.stderr.write(f"{text}\n")
@@ -195,4 +202,5 @@ COMMANDS = {
     "archive-sync": Command(_archive_sync),
     "archive": Command(_archive, "CONFIG PATH NAME"),
     "restore": Command(_restore, "CONFIG NAME PATH"),
+    "zfs-serve": Command(_zfs_serve),
 }

@@ -1,0 +1,255 @@
+# Copyright: (c) 2026, hotspare contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The forced command of the key by which another host sends to this one, or fetches from it: the commands of
+zfs_plan.py for the datasets of its configuration, word by word, and nothing else."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Optional
+
+from .config_file import read_config_file
+from .shell import PATH, HotspareError
+from .zfs import AFTER, ENVIRONMENT, FLAGS, FROM, MADE, MOUNTS, NAME, SNAPSHOT_NAME, STOP, Side, batch, decode
+from .zfs_send import MBUFFER, UNZSTD, ZSTD
+
+LONGEST = 1 << 20  # characters of a command
+NEW = r"\d{8}T\d{6}Z"
+
+
+@dataclass(frozen=True)
+class Serve:
+    """What a key may do. `receive`, `send`: datasets, with all below them. `properties`: what received datasets may
+    get, exactly; `copied`: of these any plain value. `rename`: what is in the way; `prune`: snapshots of the prefix."""
+
+    prefix: str
+    receive: tuple[str, ...] = ()
+    send: tuple[str, ...] = ()
+    properties: Mapping[str, str] = field(default_factory=dict)
+    copied: tuple[str, ...] = ()
+    rename: bool = False
+    prune: bool = False
+
+    def __post_init__(self) -> None:
+        if not SNAPSHOT_NAME.fullmatch(self.prefix):
+            raise ValueError(f"the prefix is {self.prefix!r}")
+        for name in (*self.receive, *self.send):
+            if not NAME.fullmatch(name) or "/" not in name:
+                raise ValueError(f"{name!r} is no dataset of a pool")
+        if not self.receive and not self.send:
+            raise ValueError("it names no dataset")
+
+
+def read_serve(path: str) -> Serve:
+    """HotspareError when it is not there or not one of ours."""
+    return read_config_file(path, "standby", _parse)
+
+
+def _parse(found: Mapping[str, Any]) -> Serve:
+    lists = {key: tuple(found.get(key, ())) for key in ("receive", "send", "copied")}
+    return Serve(**{**found, **lists})
+
+
+def serve(path: str, told: Optional[str]) -> int:
+    """Run what the other host asks for (SSH_ORIGINAL_COMMAND); its exit code. HotspareError when it may not."""
+    config, asked_for = read_serve(path), parse(told or "")
+    if isinstance(asked_for, Batch):
+        for words in asked_for.commands:
+            permit(config, [words])
+        return _run_all(asked_for)
+    permit(config, asked_for)
+    return _run(asked_for)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What zfs.batch made."""
+
+    commands: list[list[str]]
+    stop: bool
+
+
+def parse(told: str) -> Batch | list[list[str]]:
+    """A batch, or the programs of a pipeline, as zfs.Side sends them. (Pure.) HotspareError for any other."""
+    try:
+        words = shlex.split(told if len(told) <= LONGEST else "")
+        if tuple(words[: len(ENVIRONMENT)]) != ENVIRONMENT:
+            raise ValueError("it does not begin as ours do")
+        words = words[len(ENVIRONMENT) :]
+        if words[:2] == ["sh", "-c"]:
+            return _parse_batch(words[2])
+        if words[:4] != ["bash", "-o", "pipefail", "-c"]:
+            return [words]
+        (script,) = words[4:]
+        pipeline: list[list[str]] = [[]]
+        lexer = shlex.shlex(script, posix=True, punctuation_chars="|")
+        lexer.whitespace_split = True
+        lexer.commenters = ""
+        for word in lexer:
+            if word == "|":
+                pipeline.append([])
+            else:
+                pipeline[-1].append(word)
+        return pipeline
+    except ValueError as error:
+        raise HotspareError(f"this key runs no command {told[:200]!r} ({error}): see what uses it") from error
+
+
+def _parse_batch(script: str) -> Batch:
+    """ValueError for another script than zfs.batch makes: what is read is written again, and has to be the same."""
+    for stop in (False, True):
+        end = f"{AFTER}{STOP if stop else ''}; "
+        commands = [shlex.split(text) for text in script.split(end)[:-1]]
+        if commands and batch(commands, stop) == script:
+            return Batch(commands, stop)
+    raise ValueError("it is a script of another kind")
+
+
+def permit(config: Serve, pipeline: Sequence[Sequence[str]]) -> None:
+    """HotspareError unless each program is one that is permitted, where it is."""
+    *filters, last = pipeline
+    if filters and tuple(pipeline[-1]) == ZSTD:
+        *filters, last = [pipeline[-1], *pipeline[:-1]]
+    allowed = {UNZSTD, MBUFFER} if last[:2] == ["zfs", "receive"] else {ZSTD}
+    unknown = [words for words in filters if tuple(words) not in allowed]
+    line = "\n".join(last)
+    if (
+        unknown
+        or any("\n" in word or "/.." in word for word in last)
+        or not any(re.fullmatch(rule, line) for rule in rules(config))
+    ):
+        raise HotspareError(
+            f"this key may not run {shlex.join((unknown or [last])[0])[:500]!r}: see the configuration of its forced "
+            "command, and what uses it"
+        )
+    if list(last[:3]) == ["zfs", "send", "-t"] and not _known(config, last[3]):
+        raise HotspareError("this key may not send what that token is of: see the configuration of its forced command")
+
+
+def rules(config: Serve) -> list[str]:
+    """Each command that is permitted, as a pattern of its words, of which each is a line. (Pure.)"""
+    part = r"[A-Za-z0-9_.:-]+"
+    target = _trees(config.receive, rf"(-aside-{NEW})?(/{part})*")
+    aside = _trees(config.receive, rf"-aside-{NEW}(/{part})*")
+    inner = _trees(config.receive, rf"(/{part})*")
+    source = _trees(config.send, rf"(/{part})*")
+    every = f"({target}|{source})"
+    tops = [re.escape(name) for name in (*config.receive, *config.send)]
+    parents = [re.escape(name.rpartition("/")[0]) for name in (*config.receive, *config.send)]
+    pools = [re.escape(name.partition("/")[0]) for name in (*config.receive, *config.send)]
+    prefix = re.escape(config.prefix)
+    columns = "-o name,property,value,source"
+    found = [
+        _rule("zfs version"),
+        _rule("zpool get -Hp -o property,value all", _any(pools)),
+        _rule("zfs list -Hp -d 1 -t filesystem,volume -o name,available", _any(parents)),
+        _rule(
+            f"zfs get -Hp {columns}",
+            r"(-r|-d\n[01])",
+            "-t",
+            "(filesystem,volume|snapshot,bookmark)",
+            "[a-z_:,]+",
+            every,
+        ),
+        _rule(f"zfs get -Hp {columns}", "guid,(receive_resume_token|createtxg)") + rf"(\n{every}(@{part})?)+",
+        _rule("zfs holds -H") + rf"(\n{every}@{part})+",
+        _rule("zfs (hold|release)", prefix) + rf"(\n{every}@{part})+",
+        _rule("zfs send -nvP -t", r"[0-9a-f-]+"),
+        r"(zstd|mbuffer)\n--version",
+    ]
+    if config.receive:
+        settings = [f"{re.escape(key)}={re.escape(value)}" for key, value in config.properties.items()]
+        settings += [rf"{re.escape(key)}=[\w.-]+" for key in config.copied]
+        settings += [rf"{FROM}=\d+", rf"{FLAGS}=\w*"]
+        options = rf"(\n-o\n{_any(settings)})*"
+        found += [
+            _rule("zfs receive -s -u") + options + rf"\n{inner}",
+            _rule("zfs receive -A", inner),
+            _rule(f"zfs set {MADE}=") + rf"{prefix}/[\w-]+" + rf"(\n{inner}@{part})+",
+        ]
+        if config.rename:
+            found += [
+                "|".join(rf"zfs\nrename\n{top}\n{top}-aside-{NEW}" for top in tops[: len(config.receive)]),
+                _rule("zfs unmount", aside),
+                _rule("zfs set canmount=noauto") + rf"(\n{aside})+",
+                _rule("zfs clone") + options + rf"\n{aside}@{part}\n{inner}",
+                _rule("zfs promote", inner),
+            ]
+    if config.send:
+        what = rf"(\n-[Lecw]+)?(\n-i\n{source}[@#]{part})?\n{source}@{part}"
+        found += [
+            r"zfs\nsnapshot(\n-r)?" + rf"\n-o\n{MADE}={prefix}/[\w-]+\n{source}@{part}",
+            _rule("zfs send") + rf"(\n-nvP)?{what}",
+            _rule("zfs send -t", r"[0-9a-f-]+"),
+            "\n".join(re.escape(word) for word in MOUNTS),
+        ]
+    if config.prune:
+        found.append(_rule("zfs destroy") + rf"\n{every}@{prefix}-{NEW}(,{prefix}-{NEW})*")
+    return found
+
+
+def _rule(words: str, *patterns: str) -> str:
+    return r"\n".join([*words.split(" "), *patterns])
+
+
+def _trees(names: Sequence[str], below: str) -> str:
+    return f"{_any([re.escape(name) for name in names])}{below}" if names else "(?!)"
+
+
+def _any(patterns: Sequence[str]) -> str:
+    return f"({'|'.join(patterns)})"
+
+
+def _known(config: Serve, text: str) -> bool:
+    """Whether a token is of something that may be sent; it does not say so itself in a way that can be read."""
+    dataset = decode(Side(), text).toname.partition("@")[0]
+    return any(f"{dataset}/".startswith(f"{name}/") for name in config.send)
+
+
+def _run_all(asked_for: Batch) -> int:
+    rc = 0
+    for words in asked_for.commands:
+        rc = _run([words])
+        sys.stdout.write(f"={rc}=\n")
+        sys.stdout.flush()
+        if rc and asked_for.stop:
+            break
+    return rc if asked_for.stop else 0
+
+
+def _run(pipeline: Sequence[Sequence[str]]) -> int:
+    """As bash with pipefail: the exit code of the last program that failed, or 0."""
+    environment = {"PATH": PATH, "LC_ALL": "C"}
+    running: list[subprocess.Popen[bytes]] = []
+    try:
+        for number, words in enumerate(pipeline):
+            previous = running[-1].stdout if running else None
+            last = number == len(pipeline) - 1
+            running.append(
+                subprocess.Popen(
+                    list(words), stdin=previous, stdout=None if last else subprocess.PIPE, cwd="/", env=environment
+                )
+            )
+            if previous is not None:
+                previous.close()
+    except OSError as error:
+        raise HotspareError(f"cannot run {pipeline[len(running)][0]}: {error.strerror}; install it here") from error
+    finally:
+        for process in running:
+            if process.stdout is not None:
+                process.stdout.close()
+        codes = [process.wait() for process in running]
+    failed = [code for code in codes if code != 0]
+    return (failed[-1] if failed[-1] > 0 else 128 - failed[-1]) if failed else 0
+
+
+def asked() -> Optional[str]:
+    """What the other host asks for, as sshd tells it."""
+    return os.environ.get("SSH_ORIGINAL_COMMAND")

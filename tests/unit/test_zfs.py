@@ -1,0 +1,256 @@
+# Copyright: (c) 2026, hotspare contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""zfs.py: what the commands print, as OpenZFS 2.3 prints it, and how they are run on another host."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+from typing import Any
+
+import pytest
+from ansible_collections.hotspare.postgresql.plugins.module_utils import zfs
+from ansible_collections.hotspare.postgresql.plugins.module_utils.shell import CommandError, Completed, HotspareError
+from ansible_collections.hotspare.postgresql.plugins.module_utils.zfs import Dataset, Login, Side, Snapshot
+
+from .zfs_model import TOKENS, Here, Host, Stream
+
+SAID = """\
+resume token contents:
+nvlist version: 0
+	object = 0x1
+	offset = 0x0
+	bytes = 0x150
+	toguid = 0x9f2d8f8e2a4b1c3d
+	fromguid = 0x64
+	toname = tank/pg@seed
+	compressok = 1
+incremental	seed0	tank/pg@seed	624
+size	624
+"""
+
+
+@pytest.fixture
+def files(tmp_path):
+    for name in ("key", "known"):
+        (tmp_path / name).touch()
+    return {"identity": str(tmp_path / "key"), "known_hosts": str(tmp_path / "known")}
+
+
+@pytest.fixture
+def far(files):
+    with Side(Login("db2", 22, "zfs", **files)) as side:
+        yield side
+
+
+class Ran:
+    """Instead of shell.run: what was started, and what it ends with."""
+
+    def __init__(self, rc: int = 0, stdout: str = "", stderr: str = "") -> None:
+        self.end = (rc, stdout, stderr)
+        self.argv: list[list[str]] = []
+
+    def __call__(self, argv: Any, **_options: Any) -> Completed:
+        self.argv.append(list(argv))
+        return Completed(list(argv), *self.end, seconds=0.0)
+
+
+# --- what is printed -------------------------------------------------------------------------------------------------
+
+
+def test_a_token():
+    token = zfs.parse_token("1-abc", SAID)
+    assert (token.toguid, token.fromguid, token.toname) == (str(0x9F2D8F8E2A4B1C3D), "100", "tank/pg@seed")
+    assert zfs.parse_token("1-abc", "cannot resume send: token is corrupt") == zfs.Token("1-abc")
+
+
+def test_an_estimate():
+    assert zfs.parse_estimate(SAID) == 624
+    assert zfs.parse_estimate("full\ttank/pg@a\t10\nsize\t10\nfull\ttank/pg@b\t20\nsize\t30\n") == 30
+    assert zfs.parse_estimate("cannot open") is None
+
+
+def test_versions():
+    assert zfs.parse_version("zfs-2.3.9-1\nzfs-kmod-2.2.7-1\n") == (2, 2)
+    assert zfs.parse_version("zfs-2.1.11-1\nzfs-kmod-2.1.11-1~bpo11+1\n") == (2, 1)
+    assert zfs.parse_version("unrecognized command 'version'") == ()
+
+
+def test_mounts():
+    text = "yes\t/srv/pg\ttank/pg\nno\t/srv/wal\ttank/pg/wal\nyes\tlegacy\ttank/old\n"
+    assert zfs.parse_mounts(text) == {"/srv/pg": "tank/pg"}
+
+
+def test_a_snapshot_is_ours_by_its_own_mark_only():
+    properties = dict.fromkeys(zfs.SNAPSHOT_PROPERTIES, ("-", "-"))
+    properties.update(guid=("7", "-"), createtxg=("3", "-"), userrefs=("1", "-"))
+    own = {**properties, zfs.MADE: ("nightly/1-2", "local")}
+    found = zfs.parse_snapshot("tank/pg@a", own, frozenset({"x"}))
+    assert found == Snapshot("tank/pg", "a", "7", 3, 0, 1, frozenset({"x"}), made="nightly", moment="1-2")
+    inherited = {**properties, zfs.MADE: ("nightly", "inherited from tank/pg")}
+    assert zfs.parse_snapshot("tank/pg@a", inherited, frozenset()).made == ""
+    assert str(zfs.parse_snapshot("tank/pg#a", own, frozenset())) == "tank/pg#a"
+    assert zfs.parse_snapshot("tank/pg@a", {**own, "clones": ("tank/x", "-")}, frozenset()).cloned
+
+
+def test_names():
+    for name in ("tank", "tank/pg", "tank/pg_17/main.x:y-z"):
+        assert zfs.NAME.fullmatch(name)
+    for name in ("", "/tank", "tank/", "tank//pg", "-o", "tank/p g", "tank@x", "tank;x"):
+        assert not zfs.NAME.fullmatch(name)
+    assert zfs.is_aside("tank/pg-aside-20261121T160000Z", "tank/pg")
+    assert not zfs.is_aside("tank/pg-aside-soon", "tank/pg")
+
+
+def test_what_a_host_has():
+    host = Host()
+    for name in ("tank/pg", "tank/pg/wal", "tank/pgx"):
+        host.make(name)
+    host.snapshot("tank/pg@a", "tank/pg/wal@a")
+    host.data["tank/pg"].snaps[0].holds.add("x")
+    stream = Stream("far/pg@b", 77, 0, 0, base=host.data["tank/pg"].snaps[0].guid)
+    TOKENS["1-z"] = stream
+    host.data["tank/pg"].partial = (stream, "1-z")
+    view = zfs.look(Here(host, "db1"), "tank/pg", recursive=True, mounts=True)
+    assert list(view.datasets) == ["", "/wal"]
+    top = view.datasets[""]
+    assert top.snapshots[0].holds == {"x"}
+    assert top.token is not None and (top.token.toguid, top.token.toname) == ("77", "far/pg@b")
+    assert view.pool.offers("large_blocks") and not view.pool.offers("longname")
+    assert view.called("/wal") == "tank/pg/wal on db1"
+    flat = zfs.look(Here(host, "db1"), "tank/pg", recursive=False)
+    assert list(flat.datasets) == [""]
+    gone = zfs.look(Here(host, "db1"), "tank/none/at/all", recursive=False)
+    assert (gone.datasets, gone.parent) == ({}, False)
+    assert top.find(top.snapshots[0].guid) == top.named("a") == top.snapshots[0]
+    assert Dataset("x", "filesystem", "1").find("2") is None
+
+
+# --- how it is run ---------------------------------------------------------------------------------------------------
+
+
+def test_here_there_is_no_shell():
+    stages = Side().stages([("zfs", "send", "a b"), ("zstd", "-c")])
+    assert [stage.argv for stage in stages] == [("zfs", "send", "a b"), ("zstd", "-c")]
+    assert stages[0].name == "zfs send on this host"
+
+
+def test_there_words_stay_words(far):
+    (stage,) = far.stages([("zfs", "set", "x=a b; reboot", "tank/pg")])
+    assert stage.argv[-2] == "db2"
+    told = shlex.split(stage.argv[-1])
+    assert told == [*zfs.ENVIRONMENT, "zfs", "set", "x=a b; reboot", "tank/pg"]
+
+
+def test_there_every_exit_code_counts(far):
+    (stage,) = far.stages([("zstd", "-d"), ("zfs", "receive", "a'b")])
+    told = shlex.split(stage.argv[-1])
+    assert told[:-1] == [*zfs.ENVIRONMENT, "bash", "-o", "pipefail", "-c"]
+    assert told[-1] == "zstd -d | zfs receive 'a'\"'\"'b'"
+    assert stage.name == "zfs receive on db2"
+
+
+def test_commands_share_one_connection_which_ends(far, monkeypatch):
+    ran = Ran()
+    monkeypatch.setattr(zfs, "run", ran)
+    far.run("zfs", "version")
+    far.run("zfs", "version")
+    far.close()
+    far.close()
+    sockets = {word for argv in ran.argv for word in argv if word.startswith("ControlPath=")}
+    assert len(sockets) == 1 and len(max(sockets, key=len)) < 100
+    assert ran.argv[-1][-3:] == ["-O", "exit", "db2"]
+    assert len(ran.argv) == 3
+
+
+COMMANDS = [("zfs", "version"), ("zfs", "hold", "x", "it's@a"), ("zpool", "status")]
+
+
+@pytest.mark.parametrize(
+    ("stop", "codes", "ran"),
+    [(False, "0 1 0", 3), (True, "0 1", 2), (True, "0 0 0", 3), (False, "0", 0), (True, "", 0)],
+)
+def test_there_many_commands_are_one_session(far, monkeypatch, stop, codes, ran):
+    stdout = "".join(f"said\n={code}=\n" for code in codes.split())
+    seen = Ran(int((codes.split() or ["7"])[-1]), stdout, "no such thing")
+    monkeypatch.setattr(zfs, "run", seen)
+    if not ran:
+        with pytest.raises(HotspareError, match="failed: no such thing"):
+            far.run_all(COMMANDS, stop=stop)
+        return
+    found = far.run_all(COMMANDS, stop=stop)
+    assert len(seen.argv) == 1
+    assert [done.rc for done in found] == [int(code) for code in codes.split()]
+    assert [done.argv for done in found] == [list(words) for words in COMMANDS[:ran]]
+    assert [(done.stdout, done.stderr) for done in found[:2]] == [
+        ("said\n", ""),
+        ("said\n", "no such thing" * found[1].rc),
+    ]
+
+
+@pytest.mark.parametrize("stop", [False, True])
+def test_the_script_of_many(stop):
+    script = zfs.batch([("echo", "a b"), ("sh", "-c", "exit 3"), ("echo", "c")], stop)
+    done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=False)
+    assert done.stdout == ("a b\n=0=\n=3=\n" if stop else "a b\n=0=\n=3=\nc\n=0=\n")
+    assert done.returncode == (3 if stop else 0)
+
+
+def test_here_many_are_many():
+    done = Side().run_all([("echo", "a"), ("false",), ("echo", "b")], stop=True)
+    assert [(one.rc, one.stdout) for one in done] == [(0, "a\n"), (1, "")]
+    assert [one.rc for one in Side().run_all([("false",), ("true",)])] == [1, 0]
+
+
+def test_without_a_key_it_is_not_tried(tmp_path):
+    with pytest.raises(HotspareError, match=f"there is no {tmp_path}/key on this host"):
+        Side(Login("db2", 22, "root", str(tmp_path / "key"), str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("Host key verification failed.", "the host key of zfs@db2 port 22 is not the one in"),
+        ("zfs@db2: Permission denied (publickey).", "zfs@db2 port 22 does not let us in with the key"),
+        ("ssh: connect to host db2 port 22: Connection refused", "cannot be reached: ssh: connect to host db2"),
+        ("", "ssh says nothing"),
+    ],
+)
+def test_who_cannot_be_reached(far, monkeypatch, said, told):
+    monkeypatch.setattr(zfs, "run", Ran(255, "", said))
+    with pytest.raises(HotspareError, match=told):
+        far.run("zfs", "list", check=False)
+
+
+@pytest.mark.parametrize(
+    ("said", "advice"),
+    [
+        ("cannot hold: permission denied", "allow it there \\(zfs allow\\)"),
+        ("cannot unmount '/x': pool or dataset is busy", "stop what uses it"),
+        ("cannot receive: out of space", "make room there"),
+        ("something new", "see what it says"),
+        ("", "it printed nothing"),
+    ],
+)
+def test_what_fails_says_where_and_what_next(far, monkeypatch, said, advice):
+    monkeypatch.setattr(zfs, "run", Ran(1, "", said))
+    with pytest.raises(HotspareError, match=f"zfs hold on db2 failed: .*{advice}") as caught:
+        far.run("zfs", "hold", "x", "tank@y")
+    assert caught.value.facts["command"] == ["zfs", "hold", "x", "tank@y"]
+    assert far.run("zfs", "hold", check=False).rc == 1
+
+
+def test_what_is_not_installed(monkeypatch):
+    def missing(argv: list[str], **_options: Any) -> Completed:
+        raise CommandError("cannot run zfs: it is not there", argv, None)
+
+    monkeypatch.setattr(zfs, "run", missing)
+    with pytest.raises(HotspareError, match="this host: cannot run zfs"):
+        Side().run("zfs", "version")
+
+
+def test_which_filters_there_are(far, monkeypatch):
+    assert Side().has("cat") and not Side().has("no-such-filter")
+    monkeypatch.setattr(zfs, "run", Ran(127))
+    assert not far.has("mbuffer")
