@@ -184,7 +184,10 @@ def test_many_small_documents_midnight_passes_meanwhile_and_days_are_sealed(lab,
         archives.document(one, changed, "something else")
         lab.run(one, "rm", f"/srv/scans/{removed}")
         archives.settle()
+        archives.look_next(one, NIGHT)
         assert "changed after its day was sealed" in archives.sync(one, at=f"{AFTER} 02:10:00", ok=False)
+        archives.look_next(one, BEFORE[0])
+        archives.sync(one, at=f"{AFTER} 02:15:00")
         assert archives.digest(two) == archives.digest(lab.store) == digest
         for path, text in before.items():
             archives.document(one, path, text)
