@@ -172,6 +172,22 @@ def has(host: ArchiveHost | Share, names: Iterable[str]) -> Callable[[], bool]:
     return lambda: held(host) >= set(names)
 
 
+def copy_for(station, place: ArchiveHost | Share, signal: str):
+    """A base backup that was not started yet, and takes its WAL from that place; signal: recovery or standby."""
+    copy = station([place], runs=False)
+    execute("touch", str(copy.node.data / f"{signal}.signal"))
+    return copy
+
+
+def standby_of(station, place: ArchiveHost | Share, notes: int):
+    """One that has replayed so many."""
+    standby = copy_for(station, place, "standby")
+    standby.start()
+    standby.node.start()
+    eventually(lambda: len(standby.node.notes()) == notes)
+    return standby
+
+
 def test_wal_goes_where_it_shall(archives, station):
     hosts = [archives.host("one"), archives.host("two")]
     db = station(hosts, require="all")
@@ -333,11 +349,7 @@ def test_a_standby_from_the_archive_alone(archives, station):
     db = station([store])
     db.segments(6)
     eventually(lambda: not db.waiting())
-    standby = station([store], runs=False)
-    execute("touch", str(standby.node.data / "standby.signal"))
-    standby.start()
-    standby.node.start()
-    eventually(lambda: len(standby.node.notes()) == 6)
+    standby = standby_of(station, store, 6)
     # Nothing of this makes a standby end: no shipper, no archive, no way to it.
     standby.kill()
     db.segments(1)
@@ -360,11 +372,7 @@ def test_a_dead_archive_holds_up_no_promotion(archives, station, with_shipper):
     names = db.segments(2)
     eventually(has(store, names))
     db.node.stop()
-    standby = station([store], runs=False)
-    execute("touch", str(standby.node.data / "standby.signal"))
-    standby.start()
-    standby.node.start()
-    eventually(lambda: len(standby.node.notes()) == 2)
+    standby = standby_of(station, store, 2)
     if with_shipper:
         store.freeze()
     else:
@@ -386,8 +394,7 @@ def test_a_recovery_goes_on_with_all_of_the_archive_or_not_at_all(archives, stat
     db.segments(3)
     eventually(lambda: not db.waiting())
     db.node.stop()
-    recovery = station([store], runs=False)
-    execute("touch", str(recovery.node.data / "recovery.signal"))
+    recovery = copy_for(station, store, "recovery")
     store.stop()
     for with_shipper in (False, True):
         if with_shipper:
@@ -412,8 +419,7 @@ def test_a_recovery_does_not_open_at_a_hole(archives, station):
     names = db.segments(4)
     eventually(lambda: not db.waiting())
     db.node.stop()
-    recovery = station([store], runs=False)
-    execute("touch", str(recovery.node.data / "recovery.signal"))
+    recovery = copy_for(station, store, "recovery")
     there = next(store.directory.rglob(names[1]))
     away = there.rename(store.home / "away")
     said = f"no archive has {names[1]}, but {names[2]} of the same timeline is there"
@@ -469,11 +475,7 @@ def test_who_is_promoted_knows_the_archive_as_well(station, nas):
     names = db.segments(2)
     eventually(has(nas, names))
     db.node.stop()
-    standby = station([nas], runs=False)
-    execute("touch", str(standby.node.data / "standby.signal"))
-    standby.start()
-    standby.node.start()
-    eventually(lambda: len(standby.node.notes()) == 2)
+    standby = standby_of(station, nas, 2)
     seen = Path(standby.node.instance.config_file).with_name("hotspare-archive-nas.seen.json")
     eventually(seen.exists)
     nas.unmount()
@@ -503,8 +505,7 @@ def test_a_recovery_does_not_open_where_the_archive_is_not_mounted(station, nas)
     db.segments(3)
     eventually(lambda: not db.waiting())
     db.node.stop()
-    recovery = station([nas], runs=False)
-    execute("touch", str(recovery.node.data / "recovery.signal"))
+    recovery = copy_for(station, nas, "recovery")
 
     def refuses() -> None:
         with pytest.raises(AssertionError):
