@@ -86,8 +86,10 @@ molecule-%: installed lab
 matrix: venv
 	lab/matrix
 
-# The control node dies after each single task, planned, forced and in a rebuild, and at moments that nobody chose.
+# The control node dies after each single task, planned, forced and in a rebuild, and at moments that nobody chose;
+# before it, examples for the properties that nobody chose either.
 soak: installed lab
+	pytest tests/unit -m hypothesis --hypothesis-profile search
 	lab/soak
 
 bench: venv lab
