@@ -25,7 +25,7 @@ from typing import Any, Optional
 from . import store
 from .shell import HotspareError
 from .store import OS, Conflict, Layer, Stored
-from .wal import segment_size_ok
+from .wal import HistoryEntry, parse_history, segment_size_ok
 from .wal_file import BadWal, Check, WalFacts, kind
 from .zstd import Decompressor, compressed, decompressed
 
@@ -187,6 +187,16 @@ class Archive:
                         found[name] = self._entry(name, os.path.join(directory, stored))
         return [found[name] for name in sorted(found)]
 
+    def ancestors(self, name: str) -> Optional[list[HistoryEntry]]:
+        """Of the timeline of a segment, where its .history is here already (PostgreSQL archives it first); else None."""
+        path = self._find(f"{name[:8]}.history") if kind(name) in COMPRESSED_KINDS else None
+        if path is None:
+            return None
+        try:
+            return parse_history(b"".join(content(path)).decode(errors="replace"))
+        except ValueError as error:
+            raise HotspareError(f"{path} is damaged, {error}: compare it with that of the server") from error
+
     def free_bytes(self) -> int:
         """What this account may still store; HotspareError."""
         try:
@@ -265,7 +275,7 @@ class Receiving:
     """A file on its way into an archive; as a context manager it is given up unless it was committed."""
 
     def __init__(self, archive: Archive, name: str, encoding: str, identity: Identity) -> None:
-        self.check = Check(name, **asdict(identity))
+        self.check = Check(name, **asdict(identity), history=archive.ancestors(name))
         self._archive = archive
         self._encoding = encoding
         suffix = SUFFIXES[encoding]

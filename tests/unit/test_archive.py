@@ -122,6 +122,23 @@ class TestIn:
         assert r"there '2\t0/5000148\tno recovery target specified'; here '2\t0/5000150\t" in error.value.message
 
     @pytest.mark.parametrize("encoding", ENCODINGS)
+    def test_an_ancestor_s_segment_under_a_later_name_is_known_by_the_history_that_is_here(self, archive, encoding):
+        renamed = "00000002" + NAME[8:]
+        receive(archive, "00000002.history", b"1\t0/5000148\tno recovery target specified\n", encoding)
+        with pytest.raises(BadWal) as error:
+            receive(archive, renamed, WAL, encoding)
+        assert error.value.code == "timeline" and f"it belongs into {NAME}" in error.value.message
+        assert receive(archive, NAME, WAL, encoding).new, "timeline 1 has no history"
+        assert receive(archive, "00000003" + NAME[8:], WAL, encoding).new, "its history is not here: nobody can tell"
+        assert archive.find(renamed) is None
+
+    def test_a_history_that_was_damaged_here(self, archive):
+        Path(receive(archive, "00000002.history", b"1\t0/5000148\tx\n").path).write_bytes(b"\0\0")
+        with pytest.raises(HotspareError) as error:
+            receive(archive, "00000002" + NAME[8:], WAL)
+        assert "00000002.history is damaged" in error.value.message
+
+    @pytest.mark.parametrize("encoding", ENCODINGS)
     def test_what_the_archive_has_is_damaged(self, archive, encoding):
         path = Path(receive(archive, encoding=encoding).path)
         damaged = bytearray(path.read_bytes())

@@ -10,12 +10,15 @@ from __future__ import annotations
 import json
 import os
 import re
+import textwrap
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date, timedelta
+from pathlib import Path
 
 from ledger import Watch, assert_pair, both_writable, ledger, missing
 
+README = Path(__file__).parents[3] / "README.md"
 DOCUMENTS = int(os.environ.get("HOTSPARE_DOCUMENTS", "20000"))
 TODAY, AFTER, NIGHT, *BEFORE = (f"{date.today() - timedelta(days=days):%Y/%m/%d}" for days in range(28))
 
@@ -74,6 +77,35 @@ def test_check_mode_changes_nothing(lab):
     before = lab.fingerprints(*lab.addresses, lab.store)
     assert lab.play("site", "--check", "--diff").changed == 0
     assert lab.differences(before) == {}
+
+
+def test_the_recipe_of_the_readme_restores_to_a_point_in_time(lab, archives):
+    one, two = lab.roles()
+    place = "/var/lib/postgresql/point"
+    recipe = re.search(r"(?m)^    cd BACKUP\n(?:    .*\n)+", README.read_text(encoding="utf-8"))
+    assert recipe and "2026-11-21 03:00:00+00" in recipe[0]
+    lab.run(two, "install", "-d", "-o", "postgres", "-m", "700", place)
+    archives.base_backup(two, one, f"{place}/backup")
+    lab.sql(one, "CREATE TABLE precious AS SELECT 'still there' AS words")
+    moment = lab.sql(one, "SELECT clock_timestamp()")
+    lab.sql(one, "DROP TABLE precious")
+    archives.write(one, 1)
+    archives.wait_for_all(one, two, lab.store)
+    script = recipe[0].replace("BACKUP", f"{place}/backup").replace("2026-11-21 03:00:00+00", moment)
+    try:
+        lab.run(two, "sh", "-euc", textwrap.dedent(script), user="postgres")
+        log = f"{place}/restore.log"
+        lab.wait_for(lambda: "ready to accept" in lab.run(two, "cat", log), "the restored server is open")
+        assert lab.sql(two, "SELECT words FROM precious", port=5499) == "still there"
+        lab.wait_for_replay(two, lab.sql(one, "SELECT pg_current_wal_lsn()"))
+        assert lab.sql(two, "SELECT to_regclass('precious') IS NULL") == "t", "the standby itself went on"
+    finally:
+        print(lab.run(two, "cat", f"{place}/restore.log", check=False))
+        program = f"/usr/lib/postgresql/{lab.version}/bin/pg_ctl"
+        lab.run(two, program, "stop", "-m", "immediate", "-D", f"{place}/backup", user="postgres", check=False)
+        lab.run(two, "rm", "-r", place)
+    # A copy that has a timeline of its own leaves nothing of it in the archives.
+    assert not any(name.startswith("00000002") for name in archives.held(two) | archives.held(lab.store))
 
 
 def test_a_full_destination_keeps_the_wal_on_the_primary_until_there_is_room(lab, archives):
