@@ -9,8 +9,9 @@ import json
 import time
 from typing import Any
 
-import ours
+import ours  # which finds the collection
 from lab import BenchError
+from plugins.module_utils.tree_files import SETTLE_SECONDS
 from way import Box, processor
 
 SOURCE, TARGET = "/bench/scans", "/bench/scans-copy"
@@ -36,6 +37,11 @@ def make(node: Box, count: int, first: int = 0) -> None:
     node.postgres(f"python3 - {count} {first}", given=MAKE)
 
 
+def settle() -> None:
+    """Until nobody takes them for files that are still being written."""
+    time.sleep(SETTLE_SECONDS + 1)
+
+
 class Documents:
     name = ""
     place = "ssh"
@@ -51,6 +57,7 @@ class Documents:
             # All of today, so that no day that is over changes.
             today = "$(date +%Y/%m/%d)"
             self.node.postgres(f"cd {SOURCE}; for d in */*/*; do [ $d = {today} ] || mv $d/scan-1* {today}/; done")
+        settle()
         files = int(self.node.root(f"find {SOURCE} -type f | wc -l"))
         began, before = time.monotonic(), processor(self.node, self.store)
         self.copy()

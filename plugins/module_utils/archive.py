@@ -188,7 +188,7 @@ class Archive:
         return [found[name] for name in sorted(found)]
 
     def ancestors(self, name: str) -> Optional[list[HistoryEntry]]:
-        """Of the timeline of a segment, where its .history is here already (PostgreSQL archives it first); else None."""
+        """Of the timeline of a segment, where its .history is here (PostgreSQL archives that first); else None."""
         path = self._find(f"{name[:8]}.history") if kind(name) in COMPRESSED_KINDS else None
         if path is None:
             return None

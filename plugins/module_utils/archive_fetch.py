@@ -84,14 +84,18 @@ class Line:
             yield self._destination
             self.error, self._failures = None, 0
         except Unreachable as error:
-            if self._destination is not None:
-                self._destination.close()
-                self._destination = None
+            self.close()
             if new:  # an old one may be as long dead as nobody used it
                 self.error = error
                 self.again = time.monotonic() + min(FIRST_PAUSE * 2**self._failures, LONGEST_PAUSE)
             self._failures = min(self._failures + 1, MOST_FAILURES)
             raise
+
+    def close(self) -> None:
+        """End the connection, until there is use for it again."""
+        if self._destination is not None:
+            self._destination.close()
+            self._destination = None
 
     def open(self) -> None:
         """See that there is a connection soon, and do not wait for it."""

@@ -331,9 +331,12 @@ class SshDestination(Destination):
     def _put(self, name: str, path: str) -> Stored:
         self._ours = self._ours or identity_of(self._config)
         check = Check(name, **asdict(self._ours))
-        encoding = self._config.compression if check.kind in COMPRESSED_KINDS else "none"
-        with contextlib.closing(encoded(checked(source(path), check), encoding)) as chunks:
-            request = {"op": "put", "name": name, "encoding": encoding, "vacant": self.vacant, **asdict(self._ours)}
+        compressible = check.kind in COMPRESSED_KINDS
+        encoding = self._config.compression if compressible else "none"
+        sent = "zstd" if compressible else "none"  # whatever is stored: ssh works longer at a byte than zstd
+        request = {"op": "put", "name": name, "encoding": encoding, "sent": sent, "vacant": self.vacant}
+        request.update(asdict(self._ours))
+        with contextlib.closing(encoded(checked(source(path), check), sent)) as chunks:
             reply = self._ask(request, upload=(chunks, lambda: {"sha256": check.finish().sha256}))
         return Stored(*(reply[key] for key in ("path", "size", "sha256", "new")))
 

@@ -18,7 +18,7 @@ from dataclasses import asdict, astuple, replace
 from typing import IO, Any, Optional
 
 from . import store, tree_server
-from .archive import SUFFIXES, Archive, Entry
+from .archive import SUFFIXES, Archive, Entry, decoded
 from .archive_config import ArchiveConfig, read_archive_config
 from .archive_known import expect_none
 from .archive_link import digest_of, expect_archive, hello
@@ -112,21 +112,27 @@ def _hello(server: Server, request: Mapping[str, Any]) -> Reply:
 
 
 def _put(server: Server, request: Mapping[str, Any]) -> Reply:
-    """Payload: the file as `encoding` says; trailer: the sha256 of its content. vacant: an archive may be founded."""
+    """Payload: the file as `sent` says, to be stored as `encoding` does; trailer: the sha256 of its content.
+
+    vacant: an archive may be founded.
+    """
     if server.payload is None:
         raise HotspareError("a file to put has to come with the request")
     if request.get("vacant") is not True:
         expect_archive(server.archive)
     elif server.archive.identity() is None:
         expect_none(server.config.node, server.config.name, server.config.directory)
+    sent, encoding = str(request["sent"]), str(request["encoding"])
+    if sent not in (encoding, "zstd"):
+        raise HotspareError(f"a file that is sent as {sent!r} cannot be stored as {encoding!r}: run site.yml")
     receiving = server.archive.receive(
         str(request["name"]),
-        encoding=str(request["encoding"]),
+        encoding=encoding,
         system_identifier=int(request["system_identifier"]),
         segment_size=int(request["segment_size"]),
     )
     with receiving:
-        for chunk in server.payload:
+        for chunk in server.payload if sent == encoding else decoded(iter(server.payload), sent):
             receiving.write(chunk)
         return asdict(receiving.commit(str(server.payload.trailer["sha256"])))
 

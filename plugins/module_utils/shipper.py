@@ -4,9 +4,10 @@
 """The resident shipper of a node: answers its archive_command and its restore_command.
 
 Each destination has a lane: a thread with a lasting connection, which works off pg_wal/archive_status/*.ready ahead of
-the archiver, since that asks for one file at a time. It is told that a file is archived once that is durable where
-`require` says; the other lanes bring it later. What cannot be shipped stays .ready, and nothing is ever left out but an
-empty .backup, which a crash or a copy left: no recovery needs it, and for its sake the archiver would stand still.
+the archiver, since that asks for one file at a time; while several wait, a second one helps it. The archiver is told
+that a file is archived once that is durable where `require` says; the other lanes bring it later. What cannot be
+shipped stays .ready, and nothing is ever left out but an empty .backup, which a crash or a copy left: no recovery needs
+it, and for its sake the archiver would stand still.
 
 An error that nobody expected ends the process: systemd starts it again, and commands work without it meanwhile.
 """
@@ -44,6 +45,7 @@ from .wire import CODES, Refused, Unreachable, exit_code
 BEAT_SECONDS = 5.0  # who waits for us sees that often that we live; archive_client.SILENT_SECONDS is more
 POLL_SECONDS = 0.5  # at most, until what changed in archive_status is seen, and until status.json has it
 LOOK_SECONDS = 10.0  # the same for what tells nobody: connections that broke, room that was made
+MANY = 4  # files that wait are worth another connection
 RETRY_SECONDS = 30.0  # until a file that was refused is tried again, unless it is asked for
 REQUEST_BYTES = 1 << 16
 REQUEST_SECONDS = 10.0
@@ -237,7 +239,10 @@ class Lane:
         self._held: dict[str, File] = {}
         self._failed: dict[str, Failure] = {}
         self._full: Optional[Failure] = None
+        self._flying: dict[str, int] = {}  # what is on its way, numbered as it departed
+        self._departed = self._latest = 0  # numbers of what departed last, and of `last`
         self._line = Line(place, config, connect)
+        self._helping = Line(place, config, connect)
         self._changed = changed
         self._requests = requests
 
@@ -277,6 +282,30 @@ class Lane:
                 self._note(file, error)
                 self._changed.notify_all()
 
+    def help(self) -> NoReturn:
+        """The same, while the other end of the first connection waits for its disk; what fails is left to that one."""
+        while True:
+            with self._changed:
+                file = self._next_beside()
+            if file is None:
+                self._helping.close()
+                continue
+            try:
+                with self._helping.use() as destination:
+                    destination.put(file.name, file.path)
+                helped = True
+            except HotspareError:
+                helped = False
+            with self._changed:
+                if helped:
+                    self._hold(file)
+                else:
+                    del self._flying[file.name]
+                    self.todo.appendleft(file)
+                self._changed.notify_all()
+            if not helped:
+                time.sleep(LOOK_SECONDS)
+
     def record(self, ready: Iterable[File]) -> dict[str, Any]:
         """For status.json."""
         waiting = [file for file in ready if self.lacks(file)]
@@ -304,15 +333,38 @@ class Lane:
                 self._changed.wait(self._line.again - now)
                 continue
             for request in self._requests:
-                if self.lacks(request.file) and self._failure(request) is None:
-                    return request.file
-            while self.todo:
-                file = self.todo.popleft()
-                if self.lacks(file):
-                    return file
+                if self._may_go(request.file) and self._failure(request) is None:
+                    return self._depart(request.file)
+            if self._first_waiting():
+                return self._depart(self.todo.popleft())
             if now >= idle_until or not self._line.connected:
                 return None
             self._changed.wait(idle_until - now)
+
+    def _next_beside(self) -> Optional[File]:
+        """What to ship while another file is on its way, and all is well; None when nobody needs help any more."""
+        while True:
+            file = self._first_waiting()
+            useful = self._flying and (self._helping.connected or len(self.todo) >= MANY)
+            if file and useful and kind(file.name) == "segment" and self.state == "connected":
+                return self._depart(self.todo.popleft())
+            if not self._changed.wait(LOOK_SECONDS if self._helping.connected else None):
+                return None
+
+    def _first_waiting(self) -> Optional[File]:
+        """The first of todo, less what need not go."""
+        while self.todo and not self._may_go(self.todo[0]):
+            self.todo.popleft()
+        return self.todo[0] if self.todo else None
+
+    def _may_go(self, file: File) -> bool:
+        return self.lacks(file) and file.name not in self._flying
+
+    def _depart(self, file: File) -> File:
+        self._departed += 1
+        self._flying[file.name] = self._departed
+        self._changed.notify_all()  # there may be something to help
+        return file
 
     def _ship(self, file: Optional[File]) -> Optional[HotspareError]:
         while True:
@@ -331,14 +383,11 @@ class Lane:
                 return error
 
     def _note(self, file: Optional[File], error: Optional[HotspareError]) -> None:
-        if file is not None:
-            if error is None:
-                self._held[file.name] = file
-                self._failed.pop(file.name, None)
-                self.behind.pop(file.name, None)
-                self._full = None
-                self.last, self.last_at = file.name, utc()
-            elif isinstance(error, Unreachable):
+        if file is not None and error is None:
+            self._hold(file)
+        elif file is not None and error is not None:
+            del self._flying[file.name]
+            if isinstance(error, Unreachable):
                 self.todo.appendleft(file)
             elif isinstance(error, Full):
                 self._full = Failure(error, time.monotonic())
@@ -349,6 +398,16 @@ class Lane:
         if state != self.state:
             self.state, self.since = state, utc()
             say(f"{self.name}: {error.message if error else state}")
+
+    def _hold(self, file: File) -> None:
+        self._held[file.name] = file
+        self._failed.pop(file.name, None)
+        self.behind.pop(file.name, None)
+        self._full = None
+        if self._flying[file.name] > self._latest:
+            self._latest, self.last = self._flying[file.name], file.name
+        self.last_at = utc()
+        del self._flying[file.name]
 
     def _failure(self, request: Request) -> Optional[HotspareError]:
         """Why the file was refused since it was asked for."""
@@ -398,8 +457,8 @@ class Shipper:
         threading.excepthook = _end
         self._fetcher.look_ahead(self._config.fetch_ahead)
         listener = listen(self._config.socket)
-        works = (*(lane.work for lane in self._lanes), lambda: self._accept(listener), self._beats, self._found_own)
-        for work in works:
+        works = [work for lane in self._lanes for work in (lane.work, lane.help)]
+        for work in (*works, lambda: self._accept(listener), self._beats, self._found_own):
             threading.Thread(target=work, daemon=True).start()
         notify("READY=1")
         written = None

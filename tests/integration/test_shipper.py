@@ -202,7 +202,7 @@ def test_wal_goes_where_it_shall(archives, station):
         assert [found[key] for key in ("state", "error", "last", "waiting", "behind")] == [
             "connected", None, names[-1], 0, 0,
         ]  # fmt: skip
-    assert len(hosts[0].programs()) == 1  # one lasting connection
+    assert len(hosts[0].programs()) in (1, 2)  # one lasting connection, and one that helped
     assert db.memory() <= MEMORY_KIB
 
 

@@ -392,8 +392,16 @@ def test_what_it_cannot_do_is_told(host):
     for nonsense in ({}, {"names": 3}, {"names": [["x"]]}, {"names": ["../x"]}):
         with pytest.raises(HotspareError, match="has failed|is not the name"):
             list(host.stream("has", **nonsense))
-    for nonsense in ({}, {"name": NAME, "encoding": "none", "system_identifier": "x", "segment_size": MIB}):
-        with pytest.raises(HotspareError, match="db2: "):
+    file = {"name": NAME, "encoding": "none", "sent": "none", "system_identifier": SYSTEM, "segment_size": MIB}
+    for nonsense, words in (
+        ({}, "a file to put has to come"),
+        ({"upload": [], "vacant": True}, "failed: KeyError"),
+        ({**file, "upload": [], "vacant": True, "system_identifier": "x"}, "put failed: ValueError"),
+        ({**file, "upload": [], "vacant": True, "sent": "gzip"}, "sent as 'gzip' cannot be stored as 'none'"),
+        ({**file, "upload": [], "vacant": True, "encoding": "zstd"}, "sent as 'none' cannot be stored as 'zstd'"),
+        ({**file, "upload": [b"\0" * MIB], "vacant": True, "sent": "zstd"}, "zstd failed"),
+    ):
+        with pytest.raises(HotspareError, match=f"db2: .*{words}"):
             host.call("put", **nonsense)
     assert host.hello()["name"] == "db2"
 

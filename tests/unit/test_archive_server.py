@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -60,10 +61,14 @@ def test_a_client_that_dies_leaves_nothing_behind(tmp_path):
     process = subprocess.Popen(other_end(tmp_path), **pipes)
     channel = Channel(process.stdout.fileno(), process.stdin.fileno())
     assert channel.answer()["ok"]
-    request = {"op": "put", "name": NAME, "encoding": "none", "system_identifier": SYSTEM, "segment_size": 1 << 20}
-    channel.send({**request, "payload": True})
+    request = {"op": "put", "name": NAME, "encoding": "none", "sent": "none", "vacant": True}
+    channel.send({**request, "system_identifier": SYSTEM, "segment_size": 1 << 20, "payload": True})
     half = segment(NAME)[: 1 << 19]
     os.write(process.stdin.fileno(), len(half).to_bytes(4, "big") + half[:1000])
+    deadline = time.monotonic() + 30
+    while not list(Path(tmp_path, "archive", "wal").rglob(".incoming-*")):
+        assert time.monotonic() < deadline, "it was begun"
+        time.sleep(0.01)
     process.stdin.close()
     assert process.wait(30) == 1
     process.stdout.close()

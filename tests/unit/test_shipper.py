@@ -94,6 +94,8 @@ class Site:
             **changes,
         )
         self.fails: dict[str, HotspareError] = {}
+        self.gates: dict[str, threading.Event] = {}  # files that are on their way until then
+        self.alone = False  # there is but one connection to each
         self.puts: Counter[tuple[str, str]] = Counter()
         self.connects: Counter[str] = Counter()
         self.ended = False
@@ -103,6 +105,8 @@ class Site:
     def connect(self, place, found) -> Destination:
         self.connects[place.name] += 1
         self.fail(place.name, Unreachable)
+        if self.alone and self.connects[place.name] > 1:
+            raise Unreachable("one connection is enough")
         destination = Destination(place, found, self)
         destination.hello()
         return destination
@@ -114,7 +118,8 @@ class Site:
 
     def start(self) -> None:
         for lane in self.lanes.values():
-            threading.Thread(target=lane.work, daemon=True).start()
+            for work in (lane.work, lane.help):
+                threading.Thread(target=work, daemon=True).start()
 
     def ready(self, name: str, content: bytes | None = None) -> None:
         (self.data / "pg_wal" / name).write_bytes(segment(name) if content is None else content)
@@ -158,6 +163,8 @@ class Destination(LocalDestination):
     def put(self, name, path):
         self.site.puts[self.name, name] += 1
         self.site.fail(self.name, HotspareError)
+        if name in self.site.gates:
+            assert self.site.gates[name].wait(SECONDS)
         return super().put(name, path)
 
 
@@ -203,8 +210,35 @@ def test_it_is_ahead_of_the_archiver_and_ships_each_file_once(site, require):
     keys = ("last", "waiting", "waiting_bytes", "oldest_waiting_seconds")
     eventually(lambda: [there.said("b")[key] for key in keys] == at_rest)
     assert set(there.puts.values()) == {1}
-    assert there.connects == {"a": 1, "b": 1}
+    assert set(there.connects.values()) <= {1, 2}  # one helped
     eventually(lambda: there.said("a")["state"] == "connected")
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_while_one_file_is_on_its_way_a_second_connection_brings_the_others(site, alone):
+    there = site(require="all")
+    there.alone = alone
+    gate = there.gates[NAMES[0]] = threading.Event()
+    eventually(lambda: there.said("a")["state"] == there.said("b")["state"] == "connected")
+    for name in NAMES[:8]:
+        there.ready(name)
+    there.look()
+    if alone:
+        eventually(lambda: there.connects == {"a": 2, "b": 2})  # it was tried
+        assert there.held("a") == []
+    else:
+        eventually(lambda: there.held("a") == there.held("b") == NAMES[1:8])
+        assert there.said("a")["last"] == NAMES[7], "what came last, whichever was on its way for longest"
+        assert there.connects == {"a": 2, "b": 2}
+    assert there.said("a")["state"] == "connected"
+    assert there.said("a")["waiting"] == (8 if alone else 1)
+    gate.set()
+    for name in NAMES[:8]:
+        there.ask(name)
+        there.done(name)
+    assert there.held("a") == there.held("b") == NAMES[:8]
+    assert set(there.puts.values()) == {1}
+    assert there.said("a")["last"] == NAMES[7]
 
 
 def test_one_is_enough_and_the_other_gets_it_as_long_as_it_is_there(site):
