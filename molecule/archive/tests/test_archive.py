@@ -19,7 +19,7 @@ from pathlib import Path
 from ledger import Watch, assert_pair, both_writable, ledger, missing
 
 README = Path(__file__).parents[3] / "README.md"
-DOCUMENTS = int(os.environ.get("HOTSPARE_DOCUMENTS", "20000"))
+DOCUMENTS = int(os.environ.get("HOTSPARE_DOCUMENTS", "6000"))
 TODAY, AFTER, NIGHT, *BEFORE = (f"{date.today() - timedelta(days=days):%Y/%m/%d}" for days in range(28))
 
 
