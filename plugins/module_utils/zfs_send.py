@@ -114,13 +114,14 @@ class _Work:
     def _require_room(self) -> None:
         if TARGET not in self.views:
             return
-        # What is not sent as it is stored takes less room there than in the stream.
-        bounds = [
-            min(one.estimated or 0, self.views[SOURCE].datasets[one.step.below].referenced)
-            for one in self.sent
-            if one.step.kind != "resumed"
-        ]
-        require_room(self.views[TARGET], sum(bounds))
+        require_room(self.views[TARGET], sum(self._room(one) for one in self.sent if one.step.kind != "resumed"))
+
+    def _room(self, one: Sent) -> int:
+        """The most that a stream needs there: what is not sent as it is stored takes less room than in the stream."""
+        whole = self.views[SOURCE].datasets[one.step.below].referenced
+        if one.estimated is None:  # zfs send does not say; or it will, once the snapshot is there, and this looks again
+            return whole if one.step.guid else 0
+        return min(one.estimated, whole)
 
     # --- act ---------------------------------------------------------------------------------------------------------
 

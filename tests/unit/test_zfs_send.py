@@ -176,3 +176,12 @@ def test_filters(both, monkeypatch, push, size, filters, packed, sent, received)
     # What is counted is what zfs send wrote.
     assert before[-1].split()[-1] == "tank/pg@seed" or (not push and before[-1].startswith("zstd -q -d"))
     assert len(before) == (2 if sent and not push else 1)
+
+
+def test_where_zfs_send_does_not_say_how_much_it_is_there_has_to_be_room_for_all(both, monkeypatch):
+    both.source.snapshot("tank/pg@seed")
+    both.target.available = 4096
+    monkeypatch.setattr(both.source, "_zfs_send", lambda words: "")
+    with pytest.raises(HotspareError, match="has room for 4.0 KiB, and 8.0 KiB would be sent"):
+        both.run()
+    assert "backup/pg" not in both.target.data
