@@ -24,6 +24,7 @@ from .conninfo import Upstream
 from .controldata import read as read_control
 from .guard import holds, read_note
 from .lock import fingerprint, read_lock
+from .mounts import expect_mounted
 from .peers import ASK_SECONDS as PEER_SECONDS
 from .peers import Peer
 from .peers import ask as ask_peers
@@ -107,6 +108,7 @@ def read_state(
         elif state["data"] == "foreign":
             _unknown(state, f"{instance.data_directory} holds files that are no PostgreSQL cluster; see what they are")
         else:
+            expect_mounted(instance.data_directory)
             state["role"] = "absent"
     except HotspareError as error:
         _unknown(state, error.message)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.hotspare.postgresql.plugins.module_utils import lock
+from ansible_collections.hotspare.postgresql.plugins.module_utils import lock, mounts
 from ansible_collections.hotspare.postgresql.plugins.module_utils.guard import keep_note
 from ansible_collections.hotspare.postgresql.plugins.module_utils.replication import read_state
 from ansible_collections.hotspare.postgresql.plugins.module_utils.shell import as_account
@@ -202,6 +202,23 @@ def test_standby_signal_without_upstream(lab: Lab, ask):
     node = lab.node("db-one")
     execute("touch", str(node.data / "standby.signal"))
     assert codes(ask(node)) == {"standby_without_upstream"}
+
+
+def test_a_disk_that_is_not_mounted_is_no_empty_one(lab: Lab, tmp_path: Path, monkeypatch):
+    """Else site.yml would seed a server below its mount point."""
+    node = lab.node("db-disk", data=False)
+    disk = node.data.parent
+    disk.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "fstab").write_text(f"tmpfs {disk} tmpfs noauto 0 0\n")
+    monkeypatch.setattr(mounts, "FSTAB", str(tmp_path / "fstab"))
+    state = read_state(node.instance)
+    assert (state["role"], state["data"]) == ("unknown", "absent")
+    assert f"tmpfs of /etc/fstab belongs to {disk} and is not mounted" in state["reason"]
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", disk], check=True)
+    try:
+        assert read_state(node.instance)["role"] == "absent"
+    finally:
+        subprocess.run(["umount", disk], check=True)
 
 
 @pytest.mark.parametrize(

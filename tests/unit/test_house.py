@@ -48,6 +48,7 @@ FLOORS = (
         "conninfo",
         "controldata",
         "lock",
+        "mounts",
         "packing",
         "records",
         "wal_file",
