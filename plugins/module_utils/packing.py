@@ -108,7 +108,7 @@ def _content(path: str) -> Optional[bytes]:
     if os.path.islink(path):
         return b""
     try:
-        with open(path, "rb") as file:
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # a pipe that was laid there is replaced
             return file.read()
     except FileNotFoundError:
         return None

@@ -75,6 +75,13 @@ def test_only_what_differs_is_written(tmp_path):
     assert packing.install(wanted) == []
 
 
+def test_a_pipe_in_its_place_does_not_keep_it(tmp_path):
+    path = tmp_path / "file"
+    os.mkfifo(path)
+    assert [change["path"] for change in packing.install({str(path): b"new"})] == [str(path)]
+    assert path.is_file() and path.read_bytes() == b"new"
+
+
 def test_it_does_not_write_through_a_link(tmp_path):
     target, link = tmp_path / "target", tmp_path / "link"
     target.write_bytes(b"theirs")
