@@ -378,7 +378,10 @@ def _names(directory: str) -> list[str]:
 
 
 def _postmaster(directory: str) -> str:
-    """Process number and start time out of postmaster.pid, which outlives a crash; who starts again replaces it."""
+    """Process number and start time out of postmaster.pid, which outlives a crash; who starts again replaces it.
+
+    One that says "stopping" in line 8 (PostgreSQL's pidfile.h) does not come back, and may end at any moment: it is none.
+    """
     try:
         with open(f"{directory}/postmaster.pid", encoding="ascii", errors="replace") as file:
             lines = file.read(MAX_BYTES).splitlines()
@@ -386,6 +389,8 @@ def _postmaster(directory: str) -> str:
         return "none"
     except OSError as error:
         return f"unknown ({error.strerror})"
+    if len(lines) > 7 and lines[7].strip() == "stopping":
+        return "none"
     return " ".join(lines[index].strip() for index in (0, 2) if index < len(lines))
 
 

@@ -18,7 +18,7 @@ from .shell import PATH, HotspareError, run
 
 FSTAB, MOUNTINFO, POOLS = "/etc/fstab", "/proc/self/mountinfo", "/etc/zfs/zpool.cache"
 ZFS_SECONDS = 20.0
-ZFS_LIST = ("zfs", "list", "-Hp", "-t", "filesystem", "-o", "name,mountpoint")
+ZFS_LIST = ("zfs", "list", "-Hp", "-t", "filesystem", "-o", "name,mountpoint,canmount")
 
 
 def expect_mounted(path: str) -> None:
@@ -75,9 +75,9 @@ def fstab(text: str) -> dict[str, str]:
 
 
 def zfs_table(listed: str) -> dict[str, str]:
-    """{where: dataset} of what ZFS_LIST prints; `none` and `legacy` are nowhere. (Pure.)"""
+    """{where: dataset} of what ZFS_LIST prints; one that is nowhere or only hands its mountpoint down is not. (Pure.)"""
     rows = (line.split("\t") for line in listed.splitlines())
-    return {where: name for name, where in rows if where.startswith("/")}
+    return {where: name for name, where, canmount in rows if where.startswith("/") and canmount != "off"}
 
 
 def _datasets() -> dict[str, str]:

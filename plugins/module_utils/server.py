@@ -232,7 +232,7 @@ def _works_in(pid: int, directory: str) -> bool:
 def _postmaster_status(instance: Instance) -> str:
     """What the postmaster says about itself, in no language: starting, stopping, ready, standby, or nothing.
 
-    Line 8 of postmaster.pid (PostgreSQL's miscadmin.h, LOCK_FILE_LINE_PM_STATUS).
+    Line 8 of postmaster.pid (PostgreSQL's pidfile.h, LOCK_FILE_LINE_PM_STATUS).
     """
     lines = (read_text(instance.path("postmaster.pid")) or "").splitlines()
     return lines[7].strip() if len(lines) > 7 else ""

@@ -458,6 +458,10 @@ def test_upstream_of_a_primary_that_only_waits_for_its_archiver(pair: Pair, ask,
 
     four_steps(MODULE, {**node.params, "upstream": pair.standby.upstream(node)}, look)
     assert node.processes()
+    # Its end may come between a run's look and its lock, and is no change.
+    seen = ask(node)["fingerprint"]
+    node.program("pg_ctl", "stop", "--mode", "immediate", "-D", str(node.data))
+    assert not node.processes() and ask(node)["fingerprint"] == seen
 
 
 def test_upstream_of_a_primary_is_refused(pair: Pair, run_module):

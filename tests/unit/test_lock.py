@@ -281,6 +281,14 @@ class TestFingerprint:
             data.rename(data.with_name("aside"))
         assert lock.fingerprint(directory, armed) != before
 
+    def test_a_server_that_only_has_to_end_is_gone(self, data: Path, directory: str) -> None:
+        """As one whose archiver is busy after the shutdown checkpoint: nothing changes when it has ended."""
+        pid = data / "postmaster.pid"
+        pid.write_text(f"4711\n{data}\n1795183200\n5432\n/tmp\n*\n1 2\nstopping\n", encoding="ascii")
+        before = lock.fingerprint(directory, None)
+        pid.unlink()
+        assert lock.fingerprint(directory, None) == before
+
     def test_of_nothing_and_of_something_else(self, directory: str) -> None:
         nothing = "no data, server none, no signal, no history, not armed"
         assert lock.fingerprint(directory, None) == nothing

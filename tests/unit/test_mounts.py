@@ -30,7 +30,12 @@ MOUNTINFO = """22 1 254:1 / / rw,relatime shared:1 - ext4 /dev/vda1 rw
 23 22 0:20 / /proc rw - proc proc rw
 31 22 0:31 / /srv/big\\040disk rw - ext4 /dev/sdb1 rw
 """
-ZFS = "tank\tnone\ntank/pg\t/var/lib/postgresql\ntank/pg/wal\t/var/lib/postgresql/wal\ntank/old\tlegacy\n"
+ZFS = """tank\tnone\ton
+tank/var\t/var\toff
+tank/pg\t/var/lib/postgresql\tnoauto
+tank/pg/wal\t/var/lib/postgresql/wal\ton
+tank/old\tlegacy\ton
+"""
 PATHS = st.lists(st.sampled_from("abc"), max_size=4).map(lambda parts: "/" + "/".join(parts))
 
 
