@@ -171,7 +171,9 @@ class Lab:
         play = Play(process.returncode, output, time.monotonic() - began)
         print(f"--- {playbook} {' '.join(args)}: exit code {play.returncode}, {play.seconds:.1f} s\n{output}")
         if ok is not None:
-            assert (play.returncode == 0) == ok, output
+            # All that it printed is among what pytest captured; here what says why.
+            told = [line for line in output.splitlines() if line.startswith(("[ERROR]", "fatal:"))]
+            assert (play.returncode == 0) == ok, "\n".join([f"{playbook}: exit code {play.returncode}", *told])
         return play
 
     def run_until_killed(self, playbook: str, *args: str, after: int | str) -> Killed:

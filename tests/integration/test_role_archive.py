@@ -145,6 +145,7 @@ def test_a_link_of_the_account_leads_root_nowhere(account: Account) -> None:
 
 def test_an_account_whose_home_is_roots_gets_its_directory_from_root(account: Account) -> None:
     os.chown(account.home, 0, 0)
+    account.home.chmod(0o755)  # trixie's useradd makes it 0700
     assert "rc=0" in (said := account.play("let_in")), said
     assert whose(account.home / ".ssh") == (account.name, "700")
 
