@@ -380,7 +380,7 @@ def _names(directory: str) -> list[str]:
 def _postmaster(directory: str) -> str:
     """Process number and start time out of postmaster.pid, which outlives a crash; who starts again replaces it.
 
-    One that says "stopping" in line 8 (PostgreSQL's pidfile.h) does not come back, and may end at any moment: it is none.
+    One that says "stopping" in line 8 (PostgreSQL's pidfile.h) will end and not come back: it is none.
     """
     try:
         with open(f"{directory}/postmaster.pid", encoding="ascii", errors="replace") as file:

@@ -75,7 +75,7 @@ def fstab(text: str) -> dict[str, str]:
 
 
 def zfs_table(listed: str) -> dict[str, str]:
-    """{where: dataset} of what ZFS_LIST prints; one that is nowhere or only hands its mountpoint down is not. (Pure.)"""
+    """{where: dataset} of what ZFS_LIST prints, less those that are nowhere or only hand a mountpoint down. (Pure.)"""
     rows = (line.split("\t") for line in listed.splitlines())
     return {where: name for name, where, canmount in rows if where.startswith("/") and canmount != "off"}
 
