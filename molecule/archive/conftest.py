@@ -281,7 +281,10 @@ class Archives:
         time.sleep(SETTLE)
 
     def sync(self, node: str, *, at: str = "", ok: bool = True) -> str:
-        """What the timer does, and what it says; `at`: as if its clock said this. The last line is the clock then."""
+        """What the timer does, and what it says; `at`: as if its clock said this. The last line is the clock then.
+
+        While the timer itself is at it, it leaves that to the timer: use no_timer().
+        """
         script = f"{PROGRAM} archive-sync {self.config} 2>&1; code=$?; date '+%Y/%m/%d %T'; exit $code"
         clock = ("faketime", at) if at else ()
         said = self.lab.run(node, "sh", "-c", shlex.join([*clock, "sh", "-c", script]) + "; echo $?", timeout=1800)
