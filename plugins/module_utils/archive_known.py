@@ -9,9 +9,12 @@ be gone as well. It holds as long as the archive has the same directory and the 
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import struct
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Optional
 
@@ -30,7 +33,23 @@ def note(node: Optional[Instance], name: str, directory: Optional[str], identity
     """Note for good that there is an archive; an archive host (`node` None) notes nothing. HotspareError."""
     if node is not None:
         text = json.dumps({"directory": directory, **asdict(identity)}) + "\n"
-        write_durably(note_path(node, name), text, mode=0o644)
+        path = note_path(node, name)
+        with _one_at_a_time(os.path.dirname(path)):  # two connections may found it at once
+            write_durably(path, text, mode=0o644)
+
+
+@contextlib.contextmanager
+def _one_at_a_time(directory: str) -> Iterator[None]:
+    """HotspareError."""
+    try:
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise HotspareError(f"cannot look into {directory}: {error.strerror}; see who may read there") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def expect_none(node: Optional[Instance], name: str, directory: Optional[str]) -> None:

@@ -84,7 +84,7 @@ def parse_backup(text: str) -> Backup:
     """From the text of a .backup file; HotspareError (manual: "Making a Base Backup Using the Low Level API")."""
     found = {}
     for key, pattern in _LINES.items():
-        match = next((match for match in map(pattern.fullmatch, text.splitlines()) if match), None)
+        match = next((match for match in map(pattern.fullmatch, text.split("\n")) if match), None)
         if match is None:
             raise HotspareError(f"a .backup file has no line for the {key} of its base backup: {text[:60]!r}")
         found[key] = match

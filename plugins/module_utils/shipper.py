@@ -46,6 +46,7 @@ BEAT_SECONDS = 5.0  # who waits for us sees that often that we live; archive_cli
 POLL_SECONDS = 0.5  # at most, until what changed in archive_status is seen, and until status.json has it
 LOOK_SECONDS = 10.0  # the same for what tells nobody: connections that broke, room that was made
 MANY = 4  # files that wait are worth another connection
+PATIENCE_SECONDS = 2.0  # until a file that is asked for, and is on its way beside, is taken from there
 RETRY_SECONDS = 30.0  # until a file that was refused is tried again, unless it is asked for
 REQUEST_BYTES = 1 << 16
 REQUEST_SECONDS = 10.0
@@ -79,6 +80,14 @@ class Request:
 class Failure:
     error: HotspareError
     at: float
+
+
+@dataclass(frozen=True)
+class Flight:
+    """A file on its way; `number` counts departures."""
+
+    file: File
+    number: int
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -239,7 +248,10 @@ class Lane:
         self._held: dict[str, File] = {}
         self._failed: dict[str, Failure] = {}
         self._full: Optional[Failure] = None
-        self._flying: dict[str, int] = {}  # what is on its way, numbered as it departed
+        self._histories: dict[str, File] = {}  # those that are wanted here
+        # What each connection has on its way. They may have the same file: the store takes it twice.
+        self._first: Optional[Flight] = None
+        self._second: Optional[Flight] = None
         self._departed = self._latest = 0  # numbers of what departed last, and of `last`
         self._line = Line(place, config, connect)
         self._helping = Line(place, config, connect)
@@ -254,7 +266,9 @@ class Lane:
         """What became of a file since it was asked for."""
         if not self.lacks(request.file):
             return True
-        return self._failure(request) or self._line.error or False
+        held_back = self._held_back(request.file)
+        because = self._failed.get(held_back.name) if held_back else None
+        return self._failure(request) or (because.error if because else None) or self._line.error or False
 
     def look(self, ready: Iterable[File]) -> None:
         """These are all that the archiver waits for, in this order."""
@@ -264,6 +278,7 @@ class Lane:
             del self.behind[name]
         asked = (request.file for request in self._requests)
         wanted = {file.name: file for file in (*ready, *self.behind.values(), *asked)}
+        self._histories = {name: file for name, file in wanted.items() if kind(name) == "history"}
         self._held = {name: file for name, file in self._held.items() if name in wanted}
         self._failed = {name: failure for name, failure in self._failed.items() if name in wanted}
         now = time.monotonic()
@@ -276,34 +291,39 @@ class Lane:
         """For ever: the work of a thread."""
         while True:
             with self._changed:
-                file = self._next()
-            error = self._ship(file)
+                flight = self._first = self._next()
+            error = self._ship(flight.file if flight else None)
             with self._changed:
-                self._note(file, error)
+                self._first = None
+                self._note(flight, error)
                 self._changed.notify_all()
 
     def help(self) -> NoReturn:
         """The same, while the other end of the first connection waits for its disk; what fails is left to that one."""
         while True:
             with self._changed:
-                file = self._next_beside()
-            if file is None:
+                needed = self._is_needed()
+                flight = self._second = self._next_beside() if needed and self._helping.connected else None
+            if not needed:
                 self._helping.close()
                 continue
+            error = None
             try:
                 with self._helping.use() as destination:
-                    destination.put(file.name, file.path)
-                helped = True
-            except HotspareError:
-                helped = False
+                    if flight is None:  # nothing waits for a connection that does not come about
+                        greet(destination)
+                    else:
+                        destination.put(flight.file.name, flight.file.path)
+            except HotspareError as found:
+                error = found
             with self._changed:
-                if helped:
-                    self._hold(file)
-                else:
-                    del self._flying[file.name]
-                    self.todo.appendleft(file)
+                self._second = None
+                if flight is not None and error is None:
+                    self._hold(flight)
+                elif flight is not None:
+                    self.todo.appendleft(flight.file)
                 self._changed.notify_all()
-            if not helped:
+            if error is not None:
                 time.sleep(LOOK_SECONDS)
 
     def record(self, ready: Iterable[File]) -> dict[str, Any]:
@@ -324,7 +344,7 @@ class Lane:
             "left": self.left,
         }
 
-    def _next(self) -> Optional[File]:
+    def _next(self) -> Optional[Flight]:
         """What to ship, as soon as there is something; None when it is time to look after the connection."""
         idle_until = time.monotonic() + LOOK_SECONDS
         while True:
@@ -332,39 +352,64 @@ class Lane:
             if self._line.error is not None and now < self._line.again:
                 self._changed.wait(self._line.again - now)
                 continue
+            wake = idle_until
             for request in self._requests:
-                if self._may_go(request.file) and self._failure(request) is None:
-                    return self._depart(request.file)
-            if self._first_waiting():
-                return self._depart(self.todo.popleft())
+                file = request.file
+                if not self.lacks(file) or self._held_back(file) or self._failure(request) is not None:
+                    continue
+                if not _has(self._second, file) or now >= request.began + PATIENCE_SECONDS:
+                    return self._depart(file)
+                wake = min(wake, request.began + PATIENCE_SECONDS)
+            waiting = self._first_waiting()
+            if waiting is not None:
+                return self._depart(waiting)
             if now >= idle_until or not self._line.connected:
                 return None
-            self._changed.wait(idle_until - now)
+            self._changed.wait(wake - now)
 
-    def _next_beside(self) -> Optional[File]:
-        """What to ship while another file is on its way, and all is well; None when nobody needs help any more."""
+    def _is_needed(self) -> bool:
+        """Whether the second connection is, as soon as it is; False when nobody has needed it for long."""
+        idle_until = time.monotonic() + LOOK_SECONDS
         while True:
-            file = self._first_waiting()
-            useful = self._flying and (self._helping.connected or len(self.todo) >= MANY)
-            if file and useful and kind(file.name) == "segment" and self.state == "connected":
-                return self._depart(self.todo.popleft())
-            if not self._changed.wait(LOOK_SECONDS if self._helping.connected else None):
-                return None
+            well = self._line.connected and self._line.error is None and self._full is None
+            many = self._helping.connected or len(self.todo) >= MANY
+            if well and many and self._first is not None and self._next_segment() is not None:
+                return True
+            now = time.monotonic()
+            if self._helping.connected and now >= idle_until:
+                return False
+            self._changed.wait(idle_until - now if self._helping.connected else None)
+
+    def _next_beside(self) -> Optional[Flight]:
+        file = self._next_segment()
+        return self._depart(file) if file is not None else None
+
+    def _next_segment(self) -> Optional[File]:
+        """The first that may go, when it is a segment: the other kinds are few, and go in their order."""
+        file = self._first_waiting()
+        return file if file is not None and kind(file.name) == "segment" else None
 
     def _first_waiting(self) -> Optional[File]:
-        """The first of todo, less what need not go."""
-        while self.todo and not self._may_go(self.todo[0]):
+        """The first of todo that may go now."""
+        while self.todo and not self.lacks(self.todo[0]):
             self.todo.popleft()
-        return self.todo[0] if self.todo else None
+        return next((file for file in self.todo if self._may_go(file)), None)
 
     def _may_go(self, file: File) -> bool:
-        return self.lacks(file) and file.name not in self._flying
+        under_way = _has(self._first, file) or _has(self._second, file)
+        return self.lacks(file) and not under_way and self._held_back(file) is None
 
-    def _depart(self, file: File) -> File:
+    def _held_back(self, file: File) -> Optional[File]:
+        """The history that has to come before a file of its timeline: where that is another one's, this is, too."""
+        history = self._histories.get(f"{file.name[:8]}.history")
+        return history if history is not None and history.name != file.name and self.lacks(history) else None
+
+    def _depart(self, file: File) -> Flight:
+        with contextlib.suppress(ValueError):
+            self.todo.remove(file)
         self._departed += 1
-        self._flying[file.name] = self._departed
         self._changed.notify_all()  # there may be something to help
-        return file
+        return Flight(file, self._departed)
 
     def _ship(self, file: Optional[File]) -> Optional[HotspareError]:
         while True:
@@ -382,32 +427,32 @@ class Lane:
             except HotspareError as error:
                 return error
 
-    def _note(self, file: Optional[File], error: Optional[HotspareError]) -> None:
-        if file is not None and error is None:
-            self._hold(file)
-        elif file is not None and error is not None:
-            del self._flying[file.name]
+    def _note(self, flight: Optional[Flight], error: Optional[HotspareError]) -> None:
+        if flight is not None and error is None:
+            self._hold(flight)
+        elif flight is not None and error is not None:
+            file = flight.file
             if isinstance(error, Unreachable):
                 self.todo.appendleft(file)
             elif isinstance(error, Full):
-                self._full = Failure(error, time.monotonic())
+                self._full = Failure(forgetful(error), time.monotonic())
                 self.todo.clear()
             elif still_there(file) or any(request.file == file for request in self._requests):
-                self._failed[file.name] = Failure(error, time.monotonic())
-        state, error = self._judged()
+                self._failed[file.name] = Failure(forgetful(error), time.monotonic())
+        state, wrong = self._judged()
         if state != self.state:
             self.state, self.since = state, utc()
-            say(f"{self.name}: {error.message if error else state}")
+            say(f"{self.name}: {wrong.message if wrong else state}")
 
-    def _hold(self, file: File) -> None:
+    def _hold(self, flight: Flight) -> None:
+        file = flight.file
         self._held[file.name] = file
         self._failed.pop(file.name, None)
         self.behind.pop(file.name, None)
         self._full = None
-        if self._flying[file.name] > self._latest:
-            self._latest, self.last = self._flying[file.name], file.name
+        if flight.number > self._latest:
+            self._latest, self.last = flight.number, file.name
         self.last_at = utc()
-        del self._flying[file.name]
 
     def _failure(self, request: Request) -> Optional[HotspareError]:
         """Why the file was refused since it was asked for."""
@@ -429,6 +474,19 @@ class Lane:
             if isinstance(error, Conflict):
                 return "conflict", error
         return ("refused", errors[0]) if errors else ("connected", None)
+
+
+def _has(flight: Optional[Flight], file: File) -> bool:
+    return flight is not None and flight.file.name == file.name
+
+
+def forgetful(error: HotspareError) -> HotspareError:
+    """The error without what was on the stack, such as a megabyte of the file that was sent: it is kept for long."""
+    seen: Optional[BaseException] = error
+    while seen is not None:
+        seen.__traceback__ = None
+        seen = seen.__cause__ or seen.__context__
+    return error
 
 
 class Shipper:

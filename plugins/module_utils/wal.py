@@ -98,7 +98,7 @@ def parse_history(text: str) -> list[HistoryEntry]:
     no file, every other has an ancestor, so an empty file is a damaged one.
     """
     entries: list[HistoryEntry] = []
-    for line in text.splitlines():
+    for line in text.split("\n"):  # and not at what else Unicode has: a restore point may have it in its name
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         match = _HISTORY_LINE.fullmatch(line)

@@ -26,7 +26,7 @@ from .store import Conflict, Full
 from .wal import MIB
 from .wal_file import BadWal
 
-PROTOCOL = 1
+PROTOCOL = 2
 LENGTH_BYTES = 4
 MESSAGE_BYTES = 16 * MIB - 1  # so a length begins with NUL: text that a shell says before us is not taken for one
 CHUNK_BYTES = MIB
