@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import struct
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -73,3 +74,12 @@ def test_a_note_that_says_nothing_is_not_taken_for_none(node, text):
 def test_an_archive_host_notes_nothing():
     note(None, "store", "/srv", IDENTITY)
     expect_none(None, "store", "/srv")
+
+
+def test_two_connections_note_at_once(node):
+    for _ in range(50):
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(lambda _number: note(node, "nas", "/mnt/nas", IDENTITY), range(2)))
+        with pytest.raises(Unreachable):
+            expect_none(node, "nas", "/mnt/nas")
+        Path(note_path(node, "nas")).unlink()

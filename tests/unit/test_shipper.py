@@ -241,6 +241,130 @@ def test_while_one_file_is_on_its_way_a_second_connection_brings_the_others(site
     assert there.said("a")["last"] == NAMES[7]
 
 
+SECOND = [f"00000002{name[8:]}" for name in NAMES]  # the same segments of timeline 2
+
+
+def switch(segment_number: int) -> bytes:
+    """The history of timeline 2, which left timeline 1 in this segment."""
+    return f"1\t0/{segment_number:X}81000\tno recovery target specified\n".encode()
+
+
+def put(there: Site, name: str, content: bytes, *places: str) -> None:
+    """Into the archives, as another node does."""
+    (there.directory / "theirs").write_bytes(content)
+    for place in places:
+        Archive(str(there.directory / place)).put(name, str(there.directory / "theirs"))
+
+
+def test_the_files_of_a_timeline_wait_for_its_history(site):
+    """Which says what of them may be: segments of timeline 1 that got a name of timeline 2 are refused by it."""
+    there = site(require="all")
+    gate = there.gates["00000002.history"] = threading.Event()
+    eventually(lambda: there.said("a")["state"] == there.said("b")["state"] == "connected")
+    there.ready("00000002.history", switch(5))
+    for name in SECOND[:4]:
+        there.ready(name, segment(name, timelines=[1] * 128))
+    there.ready(NAMES[0])
+    there.look()
+    eventually(lambda: there.held("a") == there.held("b") == [NAMES[0]])
+    assert {name for _place, name in there.puts} == {"00000002.history", NAMES[0]}
+    gate.set()
+    for name in SECOND[:4]:
+        with pytest.raises(BadWal):
+            there.ask(name)
+    assert there.held("a") == there.held("b") == [NAMES[0], "00000002.history"]
+
+
+@pytest.mark.parametrize("require", ["one", "all"])
+def test_nothing_of_a_timeline_is_shipped_where_that_is_another_ones(site, require):
+    there = site(require=require)
+    put(there, "00000002.history", switch(2), "a", "b")
+    there.ready("00000002.history", switch(3))
+    for name in SECOND[4:8]:
+        there.ready(name)
+    there.ready(NAMES[0])
+    with pytest.raises(Conflict):
+        there.ask("00000002.history")
+    with pytest.raises(Conflict):  # and who asks is told why
+        there.ask(SECOND[4])
+    there.ask(NAMES[0])
+    eventually(lambda: there.held("a") == there.held("b") == [NAMES[0], "00000002.history"])
+    put(there, SECOND[4], segment(SECOND[4], fill=b"B"), "a", "b")
+
+
+def test_a_second_connection_that_hangs_holds_up_nobody(site, monkeypatch):
+    monkeypatch.setattr(shipper, "PATIENCE_SECONDS", 0.1)
+    there = site(require="all")
+    eventually(lambda: there.said("a")["state"] == there.said("b")["state"] == "connected")
+    hangs = threading.Event()
+    first = {lane._line._destination for lane in there.lanes.values()}
+    put_through = Destination.put
+
+    def put_or_hang(self, name, path):
+        if self not in first:
+            hangs.wait(SECONDS)
+            raise Unreachable("it was silent")
+        time.sleep(0.05)
+        return put_through(self, name, path)
+
+    monkeypatch.setattr(Destination, "put", put_or_hang)
+    for name in NAMES[:8]:
+        there.ready(name)
+    there.look()
+    eventually(lambda: all(lane._second for lane in there.lanes.values()))
+    for name in NAMES[:8]:
+        there.ask(name)
+    assert all(lane._second for lane in there.lanes.values()), "it hangs still"
+    hangs.set()
+    eventually(lambda: not any(lane._second for lane in there.lanes.values()))
+    assert there.held("a") == there.held("b") == NAMES[:8]
+    assert there.said("a")["last"] == NAMES[7]
+
+
+def test_a_file_that_is_refused_does_not_end_the_help(site):
+    there = site(require="all")
+    put(there, NAMES[0], segment(NAMES[0], fill=b"y"), "a", "b")
+    there.ready(NAMES[0])
+    there.look()
+    eventually(lambda: there.said("a")["state"] == there.said("b")["state"] == "conflict")
+    gate = there.gates[NAMES[1]] = threading.Event()
+    for name in NAMES[1:8]:
+        there.ready(name)
+    there.look()
+    eventually(lambda: there.held("a") == there.held("b") == [NAMES[0], *NAMES[2:8]])
+    gate.set()
+
+
+def test_the_second_connection_ends_when_nobody_needs_it(site):
+    there = site(require="all")
+    gate = there.gates[NAMES[0]] = threading.Event()
+    for name in NAMES[:8]:
+        there.ready(name)
+    there.look()
+    eventually(lambda: there.held("a") == there.held("b") == NAMES[1:8])
+    gate.set()
+    for name in NAMES[:8]:
+        there.done(name)
+
+    def ended() -> bool:
+        there.look()  # whatever else happens meanwhile
+        return not any(lane._helping.connected for lane in there.lanes.values())
+
+    eventually(ended)
+
+
+def test_what_failed_keeps_nothing_of_the_file(site):
+    there = site(require="all")
+    there.ready(NAMES[0], segment(NAMES[0])[:-8192] + b"\1" * 8192)
+    there.look()
+    eventually(lambda: all(lane._failed for lane in there.lanes.values()))
+    for lane in there.lanes.values():
+        error: BaseException | None = lane._failed[NAMES[0]].error
+        while error is not None:
+            assert error.__traceback__ is None
+            error = error.__cause__ or error.__context__
+
+
 def test_one_is_enough_and_the_other_gets_it_as_long_as_it_is_there(site):
     there = site(require="one")
     there.fails["b"] = Unreachable("the network is gone")

@@ -169,6 +169,10 @@ class TestHistory:
     def test_comments_blanks_and_no_reason(self):
         assert wal.parse_history("# a comment\n\n  # another\n   \n 1  0/A0\n") == [wal.HistoryEntry(1, 0xA0, "")]
 
+    def test_a_restore_point_may_have_in_its_name_what_others_end_lines_with(self):
+        text = '1\t0/A0\tat restore point "before\u2028release"\n2\t0/B0\tx\u0085y\x0bz\n'
+        assert [entry.timeline for entry in wal.parse_history(text)] == [1, 2]
+
     @given(histories())
     def test_round_trip(self, history):
         text = "".join(f"{e.timeline}\t{wal.format_lsn(e.switch_lsn)}\t{e.reason}\n" for e in history)
