@@ -430,7 +430,7 @@ class Lane:
     def _note(self, flight: Optional[Flight], error: Optional[HotspareError]) -> None:
         if flight is not None and error is None:
             self._hold(flight)
-        elif flight is not None and error is not None:
+        elif flight is not None and error is not None and self.lacks(flight.file):  # else the other one brought it
             file = flight.file
             if isinstance(error, Unreachable):
                 self.todo.appendleft(file)
