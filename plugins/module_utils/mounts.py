@@ -15,6 +15,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Optional
 
 from .shell import PATH, HotspareError, run
+from .zfs import ASIDE
 
 FSTAB, MOUNTINFO, POOLS = "/etc/fstab", "/proc/self/mountinfo", "/etc/zfs/zpool.cache"
 ZFS_SECONDS = 20.0
@@ -75,9 +76,14 @@ def fstab(text: str) -> dict[str, str]:
 
 
 def zfs_table(listed: str) -> dict[str, str]:
-    """{where: dataset} of what ZFS_LIST prints, less those that are nowhere or only hand a mountpoint down. (Pure.)"""
+    """{where: dataset} of what ZFS_LIST prints, less those that are nowhere, only hand a mountpoint down, or were
+    renamed out of the way. (Pure.)"""
     rows = (line.split("\t") for line in listed.splitlines())
-    return {where: name for name, where, canmount in rows if where.startswith("/") and canmount != "off"}
+    return {
+        where: name
+        for name, where, canmount in rows
+        if where.startswith("/") and canmount != "off" and not ASIDE.search(name)
+    }
 
 
 def _datasets() -> dict[str, str]:

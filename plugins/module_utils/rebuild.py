@@ -9,14 +9,14 @@ Manual: "pg_rewind", "pg_basebackup", "Streaming Replication Protocol" (IDENTIFY
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Optional
 
 from .controldata import ControlData
 from .wal import LSN_END, HistoryEntry, fork_point, format_lsn
 
-# The ladder, from the least to the most that a node loses; a ZFS snapshot of the primary belongs before the last.
-RUNGS = ("follow", "rewind", "basebackup")
+# The ladder, from the least to the most that a node loses, and that is copied.
+RUNGS = ("follow", "rewind", "zfs", "basebackup")
 METHODS = ("auto", *RUNGS)
 
 
@@ -32,6 +32,19 @@ class Position:
     timeline: int
     lsn: Optional[int] = None
     replayed: Optional[int] = None
+
+
+@dataclass(frozen=True)
+class Copy:
+    """A ZFS snapshot of the primary as a way: why not (`obstacle`), or what would be sent. `size` in bytes."""
+
+    obstacle: Optional[str] = None
+    reason: str = ""
+    kind: str = ""  # none, resumed, incremental, full
+    size: Optional[int] = None
+
+
+NO_DATASET = Copy("no ZFS dataset is named for it")
 
 
 @dataclass(frozen=True)
@@ -70,6 +83,8 @@ class Local:
     config_exists: bool = True
     free_bytes: Optional[int] = None
     occupied: Sequence[str] = ()  # locations of the primary's tablespaces where something lies on this host
+    copy: Copy = NO_DATASET
+    torn_pages: bool = True  # the file system may write a page in part: all but ZFS
 
 
 @dataclass(frozen=True)
@@ -89,6 +104,7 @@ class Source:
     major_version: Optional[int] = None
     full_page_writes: Optional[bool] = None
     may_rewind: Optional[bool] = None  # the account may read the primary's files
+    may_label: Optional[bool] = None  # the account may begin and end a backup
     oldest_wal: Optional[int] = None  # first byte of the oldest segment from which on it has all
     slot: Optional[dict[str, Any]] = None  # type, active, restart_lsn, wal_status
     failover_slots: Sequence[str] = ()  # names of the logical ones that are to be synchronised (17+)
@@ -113,7 +129,7 @@ class Wish:
 
 @dataclass(frozen=True)
 class Decision:
-    """method: none, follow, rewind, basebackup or refuse; `diverged_at`: the LSN where the histories part.
+    """method: none, follow, rewind, zfs, basebackup or refuse; `diverged_at`: the LSN where the histories part.
 
     `skipped`: why each rung of the ladder before `method` is not taken.
     """
@@ -140,7 +156,18 @@ def ladder(decision: Decision) -> list[dict[str, Any]]:
 
 def by_copy(reason: str, at: Optional[int] = None, *, follow: str = "", rewind: str = "") -> Decision:
     """A base backup, and why nothing less does; without words of their own `reason` holds for the other rungs too."""
-    return Decision("basebackup", reason, at, {"follow": follow or reason, "rewind": rewind or reason})
+    return Decision("basebackup", reason, at, {"follow": follow or reason, "rewind": rewind or reason, "zfs": ""})
+
+
+def by_snapshot(decision: Decision, local: Local, wanted: str) -> Decision:
+    """A ZFS snapshot instead of a base backup, where there can be one; else the base backup, which says why."""
+    copy = local.copy
+    finished = local.seed == "complete"
+    if copy.obstacle is None and wanted != "basebackup" and not finished:
+        skipped = {name: reason for name, reason in decision.skipped.items() if name != "zfs"}
+        return Decision("zfs", f"{decision.reason}; {copy.reason}", decision.diverged_at, skipped)
+    why = "not asked for" if copy.obstacle is None else f"not possible: {copy.obstacle}"
+    return replace(decision, skipped={**decision.skipped, "zfs": decision.reason if finished else why})
 
 
 def position(control: ControlData, held: Optional[int] = None, replayed: Optional[int] = None) -> Position:
@@ -182,14 +209,22 @@ def choose_method(local: Local, source: Source, wanted: str = "auto") -> Decisio
     if local.following:
         return Decision("none", f"it streams from {source.where} already")
     natural = _natural(local, source)
+    if natural.method == "basebackup":
+        natural = by_snapshot(natural, local, wanted)
     if wanted in ("auto", natural.method):
         return natural
-    if wanted == "basebackup":
+    if wanted in ("zfs", "basebackup"):
         less = {**natural.skipped, natural.method: f"possible, but not asked for: {natural.reason}"}
         if natural.method == "follow":
             less["rewind"] = "not needed: nothing diverged"
-        reason = f"a base backup is asked for ({natural.reason})"
-        return by_copy(reason, natural.diverged_at, follow=less.get("follow", ""), rewind=less.get("rewind", ""))
+        what = "a base backup" if wanted == "basebackup" else "a ZFS snapshot of the primary"
+        reason = f"{what} is asked for ({natural.reason})"
+        copied = by_copy(reason, natural.diverged_at, follow=less.get("follow", ""), rewind=less.get("rewind", ""))
+        copied = by_snapshot(copied, local, wanted)
+        if copied.method == wanted:
+            return copied
+        reason = f"zfs is asked for and is {copied.skipped['zfs']}"
+        return Decision("refuse", reason, natural.diverged_at)
     return Decision("refuse", f"{wanted} is asked for and is not possible: {natural.reason}", natural.diverged_at)
 
 
@@ -355,10 +390,18 @@ def guards(local: Local, source: Source, wish: Wish, decision: Decision) -> list
             f"the last checkpoint of {source.where} is on timeline {source.checkpoint_timeline or 'unknown'}, it writes"
             f" on {source.timeline or 'unknown'} and pg_rewind would see no divergence: run CHECKPOINT there",
         )
-    if decision.method in ("rewind", "basebackup"):
-        _guard_directory(local, check)
+    if decision.method in ("rewind", "zfs", "basebackup"):
+        _guard_directory(local, decision, check)
     if decision.method == "basebackup" and local.seed != "complete":
         _guard_copy(local, source, check)
+    if source.full_page_writes is False:
+        check(
+            "torn_pages",
+            not local.torn_pages,
+            f"full_page_writes is off on {source.where}, and {local.real_directory} is on ZFS too",
+            f"full_page_writes is off on {source.where}, and {local.real_directory} on {local.name} is not on ZFS: "
+            "after a crash there pages would be torn, and nothing would mend them; set full_page_writes = on",
+        )
     return found
 
 
@@ -495,17 +538,17 @@ def _guard_slot(local: Local, source: Source, wish: Wish, decision: Decision, ch
             f"{what} is in use by process {slot['active_pid']}: another standby has it, or this one's last connection"
             " is not over"
         )
-    elif slot["restart_lsn"] is None and decision.method == "basebackup":
+    elif slot["restart_lsn"] is None and decision.method in ("zfs", "basebackup"):
         trouble = (
             f"{what} holds no WAL, some could vanish during the copy: drop it and create it again reserving WAL at once"
         )
     check("slot", trouble is None, f"{what} is there and free", trouble or "")
 
 
-def _guard_directory(local: Local, check: Any) -> None:
+def _guard_directory(local: Local, decision: Decision, check: Any) -> None:
     inside = local.config_file.startswith(local.real_directory + "/")
     trouble = None
-    if local.mount_point:
+    if local.mount_point and decision.method != "zfs":
         trouble = f"{local.real_directory} is a mount point and cannot be renamed: put the data one directory deeper"
     elif inside:
         trouble = (

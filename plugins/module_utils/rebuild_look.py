@@ -18,6 +18,7 @@ from typing import Any, Optional
 from .conninfo import Upstream
 from .controldata import ControlData
 from .rebuild import Decision, Local, Position, Source, Wish, choose_method, position
+from .rebuild_zfs_look import assess, placed
 from .replication import read_state
 from .server import (
     ConnectFailed,
@@ -32,6 +33,7 @@ from .server import (
 from .shell import CommandError, HotspareError, run
 from .stale_slots import FAILOVER_SLOTS, stale_slots
 from .wal import format_lsn, parse_history, parse_lsn, parse_segment_name
+from .zfs_layout import Zfs
 
 WALDUMP_SECONDS = 600
 UNTOUCHED = "hotspare-untouched"  # in X.rewinding until pg_rewind begins
@@ -44,6 +46,7 @@ class Job:
     instance: Instance
     upstream: Upstream
     wish: Wish
+    zfs: Optional[Zfs] = None
     start: bool = True
     timeout: float = 120
     steps: list[dict[str, Any]] = field(default_factory=list)
@@ -97,6 +100,12 @@ def look(job: Job) -> tuple[dict[str, Any], Local, Source, Decision]:
     source = look_at_source(job.upstream, job.instance.account)
     local, source = look_at_node(job, state, source)
     decision = choose_method(local, source, job.wish.method)
+    # The other host is asked only where it matters.
+    matters = decision.method == "basebackup" or job.wish.method == "zfs"
+    if job.zfs and source.error is None and matters:
+        copy = assess(job.zfs, source, job.real, job.upstream.slot or "")
+        local = replace(local, copy=copy)
+        decision = choose_method(local, source, job.wish.method)
     if decision.method == "basebackup" and local.seed != "complete" and source.error is None:
         source = with_size(source, job)
     return state, local, source, decision
@@ -116,6 +125,9 @@ _SOURCE = (
   'may_rewind', (SELECT bool_and(has_function_privilege(f, 'EXECUTE')) FROM unnest(ARRAY[
       'pg_ls_dir(text,boolean,boolean)', 'pg_stat_file(text,boolean)', 'pg_read_binary_file(text)',
       'pg_read_binary_file(text,bigint,bigint,boolean)']) f),
+  'may_label', (SELECT bool_and(has_function_privilege(oid, 'EXECUTE')) FROM pg_proc
+      WHERE proname IN ('pg_backup_start', 'pg_backup_stop', 'pg_start_backup', 'pg_stop_backup')
+      AND NOT (proname = 'pg_stop_backup' AND pronargs = 0)),
   'slot', (SELECT json_build_object('type', slot_type, 'active', active, 'active_pid', active_pid,
       'restart_lsn', restart_lsn, 'wal_status', wal_status) FROM pg_replication_slots WHERE slot_name = %(slot)s),
   'failover_slots', """
@@ -191,6 +203,7 @@ def look_at_source(upstream: Upstream, account: str) -> Source:
         major_version=said["version"],
         full_page_writes=said["full_page_writes"],
         may_rewind=said["may_rewind"],
+        may_label=said["may_label"],
         oldest_wal=oldest,
         slot=said["slot"],
         failover_slots=tuple(said["failover_slots"] or ()),
@@ -296,6 +309,7 @@ def look_at_node(job: Job, state: dict[str, Any], source: Source) -> tuple[Local
         config_exists=os.path.isfile(instance.configuration),
         free_bytes=free_bytes(real),
         occupied=[location for location in source.tablespaces if _occupied(location)],
+        torn_pages=file_system(real) != "zfs",
     )
     if running and source.started is not None and state["hot_standby"] is not False:
         with cursor_of(connect(instance), str(instance)) as cursor:
@@ -387,7 +401,8 @@ def _seed(job: Job, source: Source) -> Optional[str]:
     except (OSError, ValueError):
         note = {}
     if not os.path.lexists(job.seeding):
-        if not note or not _fits(note, job, source):
+        by_zfs = job.zfs is not None and os.path.lexists(job.real) and placed(job.zfs)
+        if not by_zfs and (not note or not _fits(note, job, source)):
             return None
         # The server renames it when it starts.
         return "placed" if has_signal(job.instance, "backup_label") else "started"
@@ -412,6 +427,13 @@ def free_bytes(real: str) -> Optional[int]:
         directory = os.path.dirname(directory)
     usage = os.statvfs(directory)
     return usage.f_bavail * usage.f_frsize
+
+
+def file_system(path: str) -> str:
+    """The kind of the file system that a path is on, or will be once it is there."""
+    while not os.path.isdir(path):
+        path = os.path.dirname(path)
+    return run(["stat", "--file-system", "--format=%T", path]).stdout.strip()
 
 
 def _occupied(location: str) -> bool:

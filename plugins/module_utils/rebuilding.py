@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-from .rebuild import Decision, Local, Source, by_copy, guards, ladder, report
+from .rebuild import Decision, Local, Source, by_copy, by_snapshot, guards, ladder, report
 from .rebuild_files import (
     POLL_SECONDS,
     aside,
@@ -34,6 +34,8 @@ from .rebuild_files import (
 )
 from .rebuild_look import Job, asking, cursor_of, leftovers, look, look_at_source, with_size
 from .rebuild_rewind import RewindFailed, rewind
+from .rebuild_zfs import forget, remove_dataset, seed
+from .rebuild_zfs_look import assess, kept_datasets
 from .replication import read_state
 from .server import (
     ConnectFailed,
@@ -86,16 +88,21 @@ def rebuild(job: Job, *, check_mode: bool = False) -> dict[str, Any]:
                     drop_slots(job.instance, stale)
                 result["changed"], state = True, read_state(job.instance)
         except HotspareError as error:
-            error.facts = {**result, "kept": kept(job.real), **error.facts}
+            error.facts = {**result, "kept": _kept(job), **error.facts}
             raise
-        return {**result, "kept": kept(job.real), "node": state}
+        return {**result, "kept": _kept(job), "node": state}
+
+
+def _kept(job: Job) -> list[str]:
+    """Directories beside the data directory, and datasets."""
+    return [*kept(job.real), *kept_datasets(job.zfs)]
 
 
 def _decide(job: Job, local: Local, source: Source, decision: Decision, result: dict[str, Any]) -> None:
     """Tell what was decided; HotspareError unless all hard guards hold."""
     found = guards(local, source, job.wish, decision)
     result.update(method=decision.method, reason=decision.reason, ladder=ladder(decision), checks=found)
-    result.update(report=report(local, source), steps=job.steps, kept=kept(job.real))
+    result.update(report=report(local, source), steps=job.steps, kept=_kept(job))
     refused = [check["detail"] for check in found if check["hard"] and not check["ok"]]
     if refused:
         raise HotspareError(f"{job.instance.name} is left as it is: {'; '.join(refused)}", **result)
@@ -120,6 +127,8 @@ def _act(job: Job, local: Local, source: Source, decision: Decision, result: dic
             if job.wish.method != "auto":
                 raise
             local, source, decision = _fall_back(job, result, error)
+    if decision.method == "zfs" and job.zfs:
+        seed(job, job.zfs, source)
     if decision.method == "basebackup":
         if local.seed != "complete":
             _copy(job, source)
@@ -130,6 +139,8 @@ def _act(job: Job, local: Local, source: Source, decision: Decision, result: dic
             step["detail"] = start(job.instance, job.timeout)["detail"]
         _verify(job)
         remove_durably(job.marker)
+        if job.zfs and (decision.method == "zfs" or local.seed in ("placed", "started")):
+            forget(job.zfs)
     return changed or job.start or decision.method != "follow"
 
 
@@ -171,6 +182,9 @@ def _fall_back(job: Job, result: dict[str, Any], error: RewindFailed) -> tuple[L
     local, source = look(job)[1:3]
     left = result["ladder"][0]["reason"]  # of follow
     decision = by_copy(f"{result['reason']}; {error.message}", follow=left, rewind=error.message)
+    if job.zfs and source.error is None:
+        local = replace(local, copy=assess(job.zfs, source, job.real, job.upstream.slot or ""))
+    decision = by_snapshot(decision, local, job.wish.method)
     try:
         if source.error is None:
             source = with_size(source, job)
@@ -365,14 +379,14 @@ def _standby_position(job: Job) -> dict[str, Any]:
 def clean(job: Job, *, check_mode: bool = False) -> dict[str, Any]:
     """Remove the directories that rebuilds kept beside the data directory. Nothing in use, nothing by a link."""
     with only_one(job, check_mode):
-        found = kept(job.real)
+        found = _kept(job)
         result: dict[str, Any] = {"changed": bool(found), "removed": [], "kept": found}
         if not found:
             return {**result, "node": read_state(job.instance)}
         trouble = [f"confirm must be {job.instance.name}, it is {job.wish.confirm or 'not given'}"]
         if job.wish.confirm == job.instance.name:
             trouble = []
-        for path in found:
+        for path in kept(job.real):
             if os.path.islink(path) or not os.path.isdir(path):
                 trouble.append(f"{path} is no directory")
             elif processes(job.at(path)):
@@ -383,7 +397,10 @@ def clean(job: Job, *, check_mode: bool = False) -> dict[str, Any]:
             return {**result, "removed": found, "kept": [], "node": read_state(job.instance)}
         for path in found:
             with job.step("remove") as step:
-                remove_tree(path)
+                if path.startswith("/"):
+                    remove_tree(path)
+                else:
+                    remove_dataset(path)
                 step["detail"] = path
                 result["removed"].append(path)
-        return {**result, "steps": job.steps, "kept": kept(job.real), "node": read_state(job.instance)}
+        return {**result, "steps": job.steps, "kept": _kept(job), "node": read_state(job.instance)}

@@ -24,6 +24,7 @@ from .shell import PATH, CommandError, Completed, HotspareError, run
 
 OLDEST = (2, 1)  # of OpenZFS: what Debian 11 has from its backports
 MADE = "hotspare:made"  # of a snapshot: the prefix under which it was made or received, a slash, and its moment
+LABEL = "hotspare:label"  # of a snapshot of a running server: its backup label, as zfs_layout.Label writes it
 FROM = "hotspare:from"  # of a received dataset: the GUID of the dataset it comes from
 FLAGS = "hotspare:flags"  # of a received dataset: the flags of its chain, which must not change
 
@@ -33,7 +34,7 @@ DATASET_PROPERTIES = (
     "available,written,compression"
 ).split(",")
 SNAPSHOT_PROPERTIES = "guid,createtxg,creation,userrefs,clones".split(",")
-SNAPSHOT_NAMES = ",".join([*SNAPSHOT_PROPERTIES, MADE])
+SNAPSHOT_NAMES = ",".join([*SNAPSHOT_PROPERTIES, MADE, LABEL])
 BATCH = 200  # names in one command line
 LOOK_SECONDS = 600.0  # until a pool with very many snapshots, or one that resilvers, has told of them
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]*(/[A-Za-z0-9_.:-]+)*")
@@ -58,6 +59,7 @@ class Snapshot:
     made: str = ""
     moment: str = ""
     bookmark: bool = False
+    label: str = ""
 
     def __str__(self) -> str:
         return f"{self.dataset}{'#' if self.bookmark else '@'}{self.name}"
@@ -339,8 +341,11 @@ LIST = ("zfs", "list", "-Hp", "-d", "1", "-t", "filesystem,volume", "-o", "name,
 MOUNTS = ("zfs", "list", "-Hp", "-t", "filesystem", "-o", "mounted,mountpoint,name")
 
 
+ASIDE = re.compile(r"-aside-\d{8}T\d{6}Z(?=/|$)")  # what was renamed out of the way is called so
+
+
 def is_aside(name: str, top: str) -> bool:
-    return re.fullmatch(re.escape(top) + r"-aside-\d{8}T\d{6}Z", name) is not None
+    return name.startswith(top) and ASIDE.fullmatch(name[len(top) :]) is not None
 
 
 def look_datasets(side: Side, top: str, recursive: bool, copied: Iterable[str]) -> dict[str, Dataset]:
@@ -448,6 +453,7 @@ def parse_snapshot(name: str, properties: Properties, holds: frozenset[str]) -> 
     note, source = properties.get(MADE, ("-", "-"))
     # Not what its dataset has.
     made, _slash, moment = note.partition("/") if source == "local" and not bookmark else ("", "", "")
+    label, source = properties.get(LABEL, ("-", "-"))
     return Snapshot(
         dataset,
         short,
@@ -460,6 +466,7 @@ def parse_snapshot(name: str, properties: Properties, holds: frozenset[str]) -> 
         made=made,
         moment=moment,
         bookmark=bookmark,
+        label=label if source == "local" and not bookmark else "",
     )
 
 

@@ -17,7 +17,7 @@ from typing import Any, Optional
 
 from .config_file import read_config_file
 from .shell import PATH, HotspareError
-from .zfs import AFTER, ENVIRONMENT, FLAGS, FROM, MADE, MOUNTS, NAME, SNAPSHOT_NAME, STOP, Side, batch, decode
+from .zfs import AFTER, ENVIRONMENT, FLAGS, FROM, LABEL, MADE, MOUNTS, NAME, SNAPSHOT_NAME, STOP, Side, batch, decode
 from .zfs_send import MBUFFER, UNZSTD, ZSTD
 
 LONGEST = 1 << 20  # characters of a command
@@ -185,6 +185,7 @@ def rules(config: Serve) -> list[str]:
     if config.send:
         what = rf"(\n-[Lecw]+)?(\n-i\n{source}[@#]{part})?\n{source}@{part}"
         found += [
+            rf"zfs\nset\n{LABEL}=[A-Za-z0-9+/=]+\n{source}@{prefix}-{NEW}",
             r"zfs\nsnapshot(\n-r)?" + rf"\n-o\n{MADE}={prefix}/[\w-]+\n{source}@{part}",
             _rule("zfs send") + rf"(\n-nvP)?{what}",
             _rule("zfs send -t", r"[0-9a-f-]+"),

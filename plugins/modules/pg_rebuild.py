@@ -11,15 +11,16 @@ short_description: Make a node a standby of the primary, from nothing, from an o
 version_added: 0.1.0
 description:
   - Seeds a node that holds nothing, and turns a former primary or a broken standby into a standby again, by the least
-    that is right. It starts a node that has not diverged (C(follow)), rewinds one that has (C(pg_rewind)), and copies
-    the primary (C(pg_basebackup)) when neither is possible.
+    that is right. It starts a node that has not diverged (C(follow)), rewinds one that has (C(pg_rewind)), and when
+    neither is possible copies the primary, by a ZFS snapshot (O(zfs)) where that is possible, else by
+    C(pg_basebackup).
   - A standby that streams from this primary, with this slot and this name, is left as it is.
   - All guards are checked at once, before anything is touched, and returned. It refuses a node that runs as a primary
     or whose state is not known, a primary that cannot be asked or is none, another cluster, a node with clients or
     standbys, and one whose name was not confirmed.
-  - Nothing is destroyed. The former data directory is renamed to C(PGDATA.before-TIME), and WAL that the primary does
-    not have is kept in C(PGDATA.diverged-TIME) before a rewind. O(state=cleaned) removes these, and nothing else
-    does.
+  - Nothing is destroyed. The former data directory is renamed to C(PGDATA.before-TIME), the former datasets to
+    C(DATASET-aside-TIME), and WAL that the primary does not have is kept in C(PGDATA.diverged-TIME) before a rewind.
+    O(state=cleaned) removes these, and nothing else does.
   - Copies and rewinds are made under another name beside the data directory. A run that dies anywhere is continued by
     running it again.
   - Slots that a former primary has left over are dropped once it streams, which are physical ones of ours that nobody
@@ -61,6 +62,48 @@ options:
         O(hotspare.postgresql.pg_replication_state#module:slots)).
       - Needed for O(state=standby).
     type: str
+  zfs:
+    description:
+      - Where the server lies on OpenZFS, here and on the primary. The node fetches a snapshot of it from there.
+      - The data directory, C(pg_wal) and all tablespaces have to be in this dataset and those below it, and have the
+        same paths on both hosts. The replication account has to be allowed to execute C(pg_backup_start) and
+        C(pg_backup_stop), or C(pg_start_backup) and C(pg_stop_backup) up to PostgreSQL 14.
+      - Both sides keep the last snapshot that they have in common, so that another rebuild sends only what changed.
+    type: dict
+    suboptions:
+      dataset:
+        description: The outermost dataset of the server on this node.
+        type: str
+        required: true
+      source_dataset:
+        description:
+          - The same on the primary.
+          - The default is O(zfs.dataset).
+        type: str
+      host:
+        description:
+          - The primary's host, as ssh reaches it.
+          - The default is the host of O(primary).
+        type: str
+      port:
+        description: The port of ssh there.
+        type: int
+        default: 22
+      account:
+        description: The account to log in as there. Its key may be restricted to C(hotspare.pyz zfs-serve CONFIG).
+        type: str
+        default: root
+      identity:
+        description: The file of the private key, on this node.
+        type: path
+        required: true
+      known_hosts:
+        description: The file with the key of that host, on this node. Another key is refused.
+        type: path
+        required: true
+      status_file:
+        description: A file on this node that tells, as JSON, how far a send is, every second.
+        type: path
   application_name:
     description:
       - What the node calls itself on the primary.
@@ -82,12 +125,12 @@ options:
     default: false
   method:
     description:
-      - V(auto) takes the least that is right. V(follow) and V(rewind) are refused where they are not right,
-        V(basebackup) is always possible. The guards hold for all of them.
+      - V(auto) takes the least that is right. V(follow) and V(rewind) are refused where they are not right, V(zfs)
+        where it is not possible, V(basebackup) is always possible. The guards hold for all of them.
       - Some nodes are refused by V(auto) because they may hold what the primary has lost. V(basebackup) replaces
         these, too.
     type: str
-    choices: [auto, follow, rewind, basebackup]
+    choices: [auto, follow, rewind, zfs, basebackup]
     default: auto
   start:
     description: Start the node and wait until it streams. Without it everything else is done.
@@ -104,7 +147,8 @@ options:
     description:
       - V(standby) makes the node a standby of O(primary).
       - V(cleaned) removes the directories that earlier runs kept beside the data directory, C(PGDATA.before-TIME) and
-        C(PGDATA.diverged-TIME). Tablespaces of a kept directory lie elsewhere and are not removed.
+        C(PGDATA.diverged-TIME), and with O(zfs) the datasets, C(DATASET-aside-TIME). Tablespaces of a kept directory
+        lie elsewhere and are not removed.
     type: str
     choices: [standby, cleaned]
     default: standby
@@ -166,7 +210,7 @@ ladder:
   elements: dict
   contains:
     method:
-      description: V(follow), V(rewind) or V(basebackup).
+      description: V(follow), V(rewind), V(zfs) or V(basebackup).
       type: str
       returned: always
     chosen:
@@ -184,6 +228,9 @@ ladder:
     - method: rewind
       chosen: true
       reason: it holds timeline 1 up to 0/3000060, the primary's timeline 2 left it at 0/3000028
+    - method: zfs
+      chosen: false
+      reason: "not needed: rewind is right"
     - method: basebackup
       chosen: false
       reason: "not needed: rewind is right"
@@ -250,13 +297,13 @@ steps:
       seconds: 0.412
       detail: it streams on timeline 2 and has replayed 0/3013B40
 kept:
-  description: Directories that were kept beside the data directory, by this run and by earlier ones.
+  description: Directories beside the data directory, and datasets, that this run and earlier ones have kept.
   returned: once the node was looked at
   type: list
   elements: str
   sample: [/var/lib/postgresql/17/main.before-20261120T101500Z]
 removed:
-  description: Directories that were removed, or would be in check mode.
+  description: Directories and datasets that were removed, or would be in check mode.
   returned: with O(state=cleaned)
   type: list
   elements: str
@@ -282,6 +329,9 @@ node:
   type: dict
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.hotspare.postgresql.plugins.module_utils.conninfo import Upstream
 from ansible_collections.hotspare.postgresql.plugins.module_utils.rebuild import METHODS, Wish
@@ -292,6 +342,19 @@ from ansible_collections.hotspare.postgresql.plugins.module_utils.server import 
     instance_from_params,
 )
 from ansible_collections.hotspare.postgresql.plugins.module_utils.shell import HotspareError
+from ansible_collections.hotspare.postgresql.plugins.module_utils.zfs import NAME, Login
+from ansible_collections.hotspare.postgresql.plugins.module_utils.zfs_layout import Zfs, prefix_of
+
+
+def _zfs(given: Mapping[str, Any], upstream: Upstream) -> Zfs:
+    for key in ("dataset", "source_dataset"):
+        if given[key] is not None and not NAME.fullmatch(given[key]):
+            raise HotspareError(f"zfs.{key} is {given[key]!r}, no name of a dataset: give it as zfs list shows it")
+    login = Login(
+        given["host"] or upstream.host, *(given[key] for key in ("port", "account", "identity", "known_hosts"))
+    )
+    source = given["source_dataset"] or given["dataset"]
+    return Zfs(given["dataset"], source, login, prefix_of(upstream.application_name), given["status_file"])
 
 
 def main() -> None:
@@ -309,6 +372,19 @@ def main() -> None:
                 ),
             ),
             slot=dict(type="str"),
+            zfs=dict(
+                type="dict",
+                options=dict(
+                    dataset=dict(type="str", required=True),
+                    source_dataset=dict(type="str"),
+                    host=dict(type="str"),
+                    port=dict(type="int", default=22),
+                    account=dict(type="str", default="root"),
+                    identity=dict(type="path", required=True),
+                    known_hosts=dict(type="path", required=True),
+                    status_file=dict(type="path"),
+                ),
+            ),
             application_name=dict(type="str"),
             system_identifier=dict(type="str"),
             confirm=dict(type="str"),
@@ -337,7 +413,8 @@ def main() -> None:
             application_name=upstream.application_name,
             waive_backup=params["waive_backup"],
         )
-        job = Job(instance, upstream, wish, start=params["start"], timeout=params["timeout"])
+        zfs = _zfs(params["zfs"], upstream) if params["zfs"] else None
+        job = Job(instance, upstream, wish, zfs, start=params["start"], timeout=params["timeout"])
         act = rebuild if params["state"] == "standby" else clean
         result = act(job, check_mode=module.check_mode)
         for check in result.get("checks", ()):

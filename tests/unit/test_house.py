@@ -48,7 +48,6 @@ FLOORS = (
         "conninfo",
         "controldata",
         "lock",
-        "mounts",
         "packing",
         "records",
         "wal_file",
@@ -58,7 +57,8 @@ FLOORS = (
     {"archive_gaps", "archive_retention", "archive_shipping"},  # ground: what an archive lacks, and what it may lose
     {"server", "store"},  # first
     {"zfs"},  # first: the commands of ZFS
-    {"zfs_refusals", "zfs_stream"},  # first: what it is not asked for; how a stream goes
+    {"mounts", "zfs_refusals", "zfs_stream"},  # first: what is not mounted, or not asked for; how a stream goes
+    {"zfs_layout"},  # first: where the datasets of a server are
     {"zfs_plan"},  # first: what is sent
     {"zfs_send"},  # first: sends it
     {"zfs_serve"},  # first: what a key may have of all that
@@ -79,11 +79,12 @@ FLOORS = (
     {"archive_fetch"},  # second: what restore_command brings
     {"shipper"},  # second: what archive_command asks
     {"topology", "preflight", "report", "status", "desired", "promotion", "rebuild"},  # third
+    {"rebuild_zfs_look"},  # third: what a rebuild by ZFS decides on
     {"arming", "forced", "rebuild_look"},  # third: promotes on a proof; what a cutover and a rebuild decide on
     {"cutover", "rebuild_files"},  # third: decides on it; what a rebuild works with
     {"archive_report", "wal_holders"},  # third: what archive_check.yml prints; who has WAL
     {"wal_sync"},  # third: brings it together
-    {"rebuild_rewind"},  # third: one method of a rebuild
+    {"rebuild_rewind", "rebuild_zfs"},  # third: methods of a rebuild
     {"rebuilding"},  # third: does what rebuild decided
     {"program"},  # above all: does what systemd and sshd run
 )

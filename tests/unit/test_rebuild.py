@@ -14,6 +14,7 @@ from ansible_collections.hotspare.postgresql.plugins.module_utils.conninfo impor
 from ansible_collections.hotspare.postgresql.plugins.module_utils.rebuild import (
     METHODS,
     RUNGS,
+    Copy,
     Local,
     Position,
     Source,
@@ -237,15 +238,61 @@ def test_each_rung_has_its_own_reason():
     def reasons(local, changes, wanted="auto"):
         return [rung["reason"] for rung in ladder(choose_method(local, new_primary(**changes), wanted))]
 
-    follow, rewind, copy = reasons(old_primary(FORK), {})
-    assert follow == f"not possible: {rewind}" and copy == "not needed: rewind is right"
-    follow, rewind, copy = reasons(old_primary(FORK), {"may_rewind": False})
+    follow, rewind, zfs, copy = reasons(old_primary(FORK), {})
+    assert follow == f"not possible: {rewind}" and zfs == copy == "not needed: rewind is right"
+    follow, rewind, zfs, copy = reasons(old_primary(FORK), {"may_rewind": False})
     assert "left it at 0/3000100" in follow and rewind.startswith("not possible: the replication account")
-    follow, rewind, copy = reasons(standby(FORK), {"oldest_wal": FORK + 1})
+    assert zfs == "not possible: no ZFS dataset is named for it"
+    follow, rewind, zfs, copy = reasons(standby(FORK), {"oldest_wal": FORK + 1})
     assert "needs WAL from" in follow and "nothing diverged" in rewind
-    follow, rewind, copy = reasons(old_primary(), {}, "basebackup")
+    follow, rewind, zfs, copy = reasons(old_primary(), {}, "basebackup")
     assert follow.startswith("possible, but not asked for") and rewind == "not needed: nothing diverged"
     assert len(set(reasons(standby(following=True), {}))) == 1
+    follow, rewind, zfs, copy = reasons(old_primary(FORK, copy=SENT), {"may_rewind": False})
+    assert rewind.startswith("not possible: the replication") and zfs.endswith(
+        "pg_read_binary_file on the primary; sent"
+    )
+    assert copy == "not needed: zfs is right"
+
+
+SENT = Copy(None, "sent", "incremental", 4096)
+
+
+@pytest.mark.parametrize(
+    ("local", "wanted", "method"),
+    [
+        (old_primary(FORK, control=PLAIN, copy=SENT), "auto", "zfs"),
+        (old_primary(FORK, control=PLAIN), "auto", "basebackup"),
+        (old_primary(FORK, control=PLAIN, copy=SENT), "basebackup", "basebackup"),
+        (old_primary(FORK, copy=SENT), "auto", "rewind"),
+        (old_primary(FORK, copy=SENT), "zfs", "zfs"),
+        (old_primary(copy=SENT), "zfs", "zfs"),
+        (old_primary(FORK), "zfs", "refuse"),
+        (old_primary(FORK, control=PLAIN, copy=SENT, seed="complete"), "auto", "basebackup"),
+        (old_primary(FORK, data="absent", role="absent", position=None, copy=SENT), "auto", "zfs"),
+        (standby(following=True, copy=SENT), "zfs", "none"),
+    ],
+)
+def test_a_snapshot_comes_before_a_base_backup(local, wanted, method):
+    decision = choose_method(local, new_primary(), wanted)
+    assert decision.method == method
+    rungs = ladder(decision)
+    assert all(rung["reason"] for rung in rungs)
+    assert [rung["method"] for rung in rungs if rung["chosen"]] == ([method] if method in RUNGS else [])
+
+
+def test_a_data_directory_that_is_a_mount_point_can_be_a_copy_of_a_snapshot():
+    for method, ok in (("zfs", True), ("basebackup", False)):
+        local = old_primary(FORK, mount_point=True, copy=SENT)
+        checks = guards(local, new_primary(), WISH, choose_method(local, new_primary(), method))
+        assert {check["name"]: check["ok"] for check in checks}["directory"] is ok
+
+
+def test_without_full_page_writes_only_zfs_will_do():
+    for torn in (True, False):
+        local, source = old_primary(FORK, torn_pages=torn), new_primary(full_page_writes=False)
+        checks = {check["name"]: check for check in guards(local, source, WISH, choose_method(local, source))}
+        assert checks["torn_pages"]["ok"] is not torn and checks["torn_pages"]["hard"]
 
 
 LSNS = st.integers(1, 1 << 40)

@@ -38,6 +38,7 @@ class Snap:
     creation: int
     holds: set[str] = field(default_factory=set)
     made: str = ""
+    label: str = ""
 
 
 @dataclass
@@ -191,6 +192,7 @@ class Host:
                             "userrefs": (str(len(snap.holds)) if sign == "@" else "-", "-"),
                             "clones": (clones or ("" if sign == "@" else "-"), "-"),
                             "hotspare:made": made,
+                            "hotspare:label": (snap.label, "local") if snap.label else ("-", "-"),
                         }
                         rows += [(name, key, *values[key]) for key in properties]
         return _rows(rows)

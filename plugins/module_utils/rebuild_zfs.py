@@ -1,0 +1,187 @@
+# Copyright: (c) 2026, hotspare contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A node becomes a standby from a ZFS snapshot of the primary, as a whole or by what changed since the last common one.
+
+The copy is made ready where nothing looks for a server (STAGED behind the mount points), and mounted where it belongs
+once it has its standby.signal. What the node had keeps its datasets, under another name. A run that dies anywhere is
+continued by the next one: the label is with the snapshot on the primary, and what has arrived is not sent again.
+
+Manual: "Making a Base Backup Using the Low Level API" (25.3.4).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import shutil
+from datetime import datetime, timezone
+
+from .rebuild import Source
+from .rebuild_files import configure_staged, sync, wait_until_gone
+from .rebuild_look import Job, asking
+from .rebuild_zfs_look import PLACED, labelled, sides, want
+from .shell import HotspareError, write_durably
+from .zfs import LABEL, Side, Snapshot, View, failed, look, look_holds
+from .zfs_layout import EMPTIED, REMOVED, STAGED, Label, Layout, Zfs, read_layout, start_lsn
+from .zfs_plan import new_name
+from .zfs_refusals import size
+from .zfs_send import work
+
+
+def seed(job: Job, zfs: Zfs, source: Source) -> None:
+    """The node's datasets are those of a snapshot of the primary, mounted and configured as a standby's."""
+    wait_until_gone(job)
+    with sides(zfs) as (there, here):
+        theirs = look(there, zfs.source_dataset, recursive=True, mounts=True)
+        layout = read_layout(theirs, job.real, source.tablespaces)
+        found = labelled(zfs, source, job.upstream.slot or "", theirs)
+        if found is None:
+            with job.step("zfs snapshot") as step:
+                found = _snapshot(job, zfs, source, there)
+                step["detail"] = f"{zfs.source_dataset}@{found[0]}, from {found[1].start_lsn} to {found[1].stop_lsn}"
+        name, label = found
+        with job.step("zfs send") as step:
+            wanted = want(zfs, "sent", name)
+            told = work(there, here, (zfs.source_dataset, zfs.dataset), wanted, status_file=zfs.status_file)
+            step["detail"] = f"{told['kind']}, {size(told['sent_bytes'])}"
+            if told["renamed"]:
+                step["detail"] += f"; what the node had is {told['renamed']}"
+        ours = look(here, zfs.dataset, recursive=True)
+        with job.step("make ready"):
+            _make_ready(job, here, ours, layout, label)
+        with job.step("mount") as step:
+            _place(here, ours, layout, name)
+            step["detail"] = ", ".join(sorted(layout.paths.values()))
+
+
+def _snapshot(job: Job, zfs: Zfs, source: Source, there: Side) -> tuple[str, Label]:
+    """One atomic snapshot, inside of one backup of one session: PostgreSQL then checks itself how far it has to go."""
+    name = new_name(zfs.prefix, datetime.now(timezone.utc))
+    names = (zfs.source_dataset, "")
+    new = (source.major_version or 0) >= 15
+    begin = "pg_backup_start(%s, true)" if new else "pg_start_backup(%s, true, false)"
+    end = "pg_backup_stop(false)" if new else "pg_stop_backup(false, false)"
+    with asking(job.upstream, job.instance.account) as cursor:
+        cursor.execute(f"SELECT pg_catalog.{begin}", (name,))
+        work(there, None, names, want(zfs, "snapshotted", name))
+        cursor.execute(f"SELECT lsn::text, labelfile, spcmapfile FROM pg_catalog.{end}")
+        stop, text, spaces = cursor.fetchone()
+    label = Label(
+        str(source.system_identifier), int(source.timeline or 0), job.upstream.slot or "", start_lsn(text), stop, text,
+        spaces or "",
+    )  # fmt: skip
+    there.run("zfs", "set", f"{LABEL}={label.written()}", f"{zfs.source_dataset}@{name}")
+    return name, label
+
+
+def _make_ready(job: Job, here: Side, ours: View, layout: Layout, label: Label) -> None:
+    """Mounted beside where it belongs: the copy without what is the primary's, with what makes a standby of it."""
+    _unmount(here, ours, layout)
+    for below, path in layout.ordered:
+        here.run("zfs", "set", f"mountpoint={layout.staged(path)}", "canmount=noauto", ours.top + below)
+    for below, _path in layout.ordered:
+        here.run("zfs", "mount", ours.top + below)
+    directory = layout.staged(job.real)
+    _own(job, directory, layout)
+    _require_links(directory, layout)
+    _tidy(directory)
+    account = job.instance.account
+    if label.spaces:
+        write_durably(f"{directory}/tablespace_map", label.spaces, account=account)
+    write_durably(f"{directory}/backup_label", label.label, account=account)
+    configure_staged(job, directory)
+    sync(directory)
+    for below, _path in reversed(layout.ordered):
+        here.run("zfs", "unmount", ours.top + below)
+
+
+def _unmount(here: Side, ours: View, layout: Layout) -> None:
+    """What an interrupted run left mounted."""
+    for below, _path in reversed(layout.ordered):
+        if (one := ours.datasets.get(below)) and one.mounted:
+            here.run("zfs", "unmount", one.name)
+
+
+def _place(here: Side, ours: View, layout: Layout, name: str) -> None:
+    here.run("zfs", "set", f"{PLACED}={name}", ours.top)
+    for below, path in layout.ordered:
+        here.run("zfs", "set", f"mountpoint={path}", "canmount=on", ours.top + below)
+    for below, _path in layout.ordered:
+        here.run("zfs", "mount", ours.top + below)
+    for path in layout.roots:
+        with contextlib.suppress(OSError):
+            os.rmdir(f"{path}{STAGED}")
+
+
+def forget(zfs: Zfs) -> None:
+    """It streams: nothing has to be continued."""
+    with Side() as here:
+        here.run("zfs", "inherit", PLACED, zfs.dataset)
+
+
+def _own(job: Job, directory: str, layout: Layout) -> None:
+    """The server's account may have another number on another host. The data directory comes last."""
+    account = pwd.getpwnam(job.instance.account)
+    theirs = os.lstat(directory).st_uid
+    if theirs == account.pw_uid:
+        return
+    for root in layout.roots:
+        for folder, folders, files in os.walk(f"{root}{STAGED}", topdown=False):
+            for path in (os.path.join(folder, name) for name in (*folders, *files)):
+                if path != directory and os.lstat(path).st_uid == theirs:
+                    os.lchown(path, account.pw_uid, account.pw_gid)
+    for path in (*(f"{root}{STAGED}" for root in layout.roots), directory):
+        if os.lstat(path).st_uid == theirs:
+            os.lchown(path, account.pw_uid, account.pw_gid)
+
+
+def _require_links(directory: str, layout: Layout) -> None:
+    """HotspareError when a part of the server was not in the snapshot; the copy is not used then."""
+    spaces = f"{directory}/pg_tblspc"
+    for path in (f"{directory}/pg_wal", *(os.path.join(spaces, name) for name in os.listdir(spaces))):
+        if not os.path.islink(path):
+            continue
+        to = os.readlink(path)
+        if layout.root(to) is None or not os.path.isdir(layout.staged(to)):
+            raise HotspareError(
+                f"{os.path.basename(path)} of the primary leads to {to}, which is not in what was copied: put "
+                "that below the dataset that holds the data, too, or say method: basebackup"
+            )
+
+
+def _tidy(directory: str) -> None:
+    try:
+        for name in EMPTIED:
+            for entry in os.scandir(os.path.join(directory, name)):
+                if entry.is_dir(follow_symlinks=False):
+                    shutil.rmtree(entry.path)
+                else:
+                    os.unlink(entry.path)
+        for name in REMOVED:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(os.path.join(directory, name))
+    except OSError as error:
+        raise HotspareError(f"cannot remove {error.filename}: {error.strerror}; run this again") from error
+
+
+def remove_dataset(name: str) -> None:
+    """One that was kept, with all that is in it. HotspareError when it is in use, or held by somebody else."""
+    with Side() as here:
+        view = look(here, name, recursive=True)
+        if any(one.mounted for one in view.datasets.values()):
+            raise HotspareError(f"{name} is mounted: see who looks into it, and unmount it")
+        for dataset in view.datasets.values():
+            for one in dataset.snapshots:
+                _release(here, one)
+        done = here.run("zfs", "destroy", "-r", name, check=False)
+        if done.rc != 0:
+            raise failed(here.where, ("zfs", "destroy", "-r", name), done.stderr)
+
+
+def _release(here: Side, one: Snapshot) -> None:
+    for tag in sorted(look_holds(here, [str(one)]).get(str(one), ()) if one.userrefs else ()):
+        if not tag.startswith("hotspare"):
+            raise HotspareError(f"{one} is held by {tag}, which is not ours: see who needs it (zfs holds)")
+        here.run("zfs", "release", tag, str(one))

@@ -1,0 +1,115 @@
+# Copyright: (c) 2026, hotspare contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Whether a node can become a standby by a ZFS snapshot of the primary, and what is there for it. Changes nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import Optional
+
+from .rebuild import Copy, Source
+from .shell import HotspareError
+from .zfs import Side, View, is_aside, look
+from .zfs_layout import Label, Layout, Zfs, read_label, read_layout
+from .zfs_refusals import Keep, Refusal, Want, size
+from .zfs_send import work
+
+PLACED = "hotspare:placed"  # of the node's outermost dataset: the snapshot that it was made from, until it streams
+COPIED = ("recordsize", "compression", "atime", "logbias", "primarycache")
+PROPERTIES = {"canmount": "noauto", "mountpoint": "none", "readonly": "off"}
+
+
+@contextlib.contextmanager
+def sides(zfs: Zfs) -> Iterator[tuple[Side, Side]]:
+    """The primary, and this node."""
+    with Side(zfs.login) as there, Side() as here:
+        yield there, here
+
+
+def want(zfs: Zfs, state: str, snapshot: str = "") -> Want:
+    """One snapshot is kept on each side: the one that both have, which the next rebuild goes on from."""
+    return Want(
+        state,
+        snapshot=snapshot,
+        prefix=zfs.prefix,
+        recursive=True,
+        in_the_way="rename",
+        properties=PROPERTIES,
+        copied=COPIED,
+        keep_source=Keep(count=1),
+        keep_target=Keep(count=1),
+    )
+
+
+def assess(zfs: Zfs, source: Source, data_directory: str, slot: str) -> Copy:
+    """Whether a snapshot of the primary can be taken and received here, and how much would be sent. Changes nothing."""
+    try:
+        with sides(zfs) as (there, here):
+            theirs = look(there, zfs.source_dataset, recursive=True, mounts=True)
+            layout = read_layout(theirs, data_directory, source.tablespaces)
+            ours = look(here, zfs.dataset, recursive=True, mounts=True)
+            _require_free(layout, ours)
+            if source.may_label is not True:
+                raise Refusal(
+                    "the replication account may not execute pg_backup_start and pg_backup_stop on the primary"
+                )
+            found = labelled(zfs, source, slot, theirs)
+            told = work(
+                there, here, (zfs.source_dataset, zfs.dataset), want(zfs, "sent", found[0] if found else ""),
+                check_mode=True,
+            )  # fmt: skip
+    except HotspareError as error:
+        return Copy(obstacle=error.message)
+    base = next((one["base"] for one in told["transfers"] if one["base"]), None)
+    much = "of unknown size" if told["estimated_bytes"] is None else f"about {size(told['estimated_bytes'])}"
+    words = {
+        "none": "a snapshot of the primary that is here already is made ready",
+        "resumed": f"a snapshot that an interrupted run has sent in part is sent to its end ({much})",
+        "incremental": f"what changed since {base} is sent ({much})",
+        "full": f"a snapshot of the primary is sent ({much})",
+    }
+    return Copy(None, words[told["kind"]], told["kind"], told["estimated_bytes"])
+
+
+def _require_free(layout: Layout, ours: View) -> None:
+    """Refusal where something else than the node's own datasets lies where the copy's are to be mounted."""
+    mine = {one.name for one in ours.datasets.values()}
+    for path in sorted(layout.paths.values()):
+        inside = layout.root(path) != path
+        if ours.mounts.get(path) in mine or inside or not os.path.lexists(path):
+            continue
+        if os.path.ismount(path):
+            raise Refusal(f"something else is mounted at {path} than a dataset below {ours.top}: see findmnt {path}")
+        if not os.path.isdir(path) or os.listdir(path):
+            raise Refusal(f"{path} is no dataset below {ours.top}, and something lies in it: move that away")
+
+
+def labelled(zfs: Zfs, source: Source, slot: str, theirs: View) -> Optional[tuple[str, Label]]:
+    """The newest snapshot for this node whose label is good still, as an interrupted run has left it."""
+    top = theirs.datasets.get("")
+    kept = (source.slot or {}).get("restart_lsn")
+    for one in reversed(top.snapshots if top else ()):
+        label = read_label(one.label) if one.made == zfs.prefix else None
+        if label and label.usable(source.system_identifier, source.timeline, slot, kept):
+            return one.name, label
+    return None
+
+
+def placed(zfs: Zfs) -> bool:
+    """Whether what is mounted is a copy of ours that was not seen streaming yet."""
+    with Side() as here:
+        done = here.run("zfs", "get", "-Hp", "-s", "local", "-o", "value", PLACED, zfs.dataset, check=False)
+    return done.rc == 0 and done.stdout.strip() not in ("", "-")
+
+
+def kept_datasets(zfs: Optional[Zfs]) -> list[str]:
+    """What rebuilds renamed out of the way, oldest first."""
+    if zfs is None:
+        return []
+    with Side() as here:
+        parent = zfs.dataset.rpartition("/")[0]
+        done = here.run("zfs", "list", "-Hp", "-d", "1", "-t", "filesystem", "-o", "name", parent, check=False)
+    return sorted(name for name in done.stdout.split() if is_aside(name, zfs.dataset))

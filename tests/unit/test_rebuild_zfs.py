@@ -1,0 +1,177 @@
+# Copyright: (c) 2026, hotspare contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""rebuild_zfs.py and rebuild_zfs_look.py against OpenZFS in memory; on real pools: molecule/zfs."""
+
+from __future__ import annotations
+
+import os
+import pwd
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from ansible_collections.hotspare.postgresql.plugins.module_utils import rebuild_zfs, rebuild_zfs_look
+from ansible_collections.hotspare.postgresql.plugins.module_utils.rebuild import Source
+from ansible_collections.hotspare.postgresql.plugins.module_utils.shell import HotspareError
+from ansible_collections.hotspare.postgresql.plugins.module_utils.zfs import Login
+from ansible_collections.hotspare.postgresql.plugins.module_utils.zfs_layout import EMPTIED, Label, Layout, Zfs
+
+from .zfs_model import Here, Host
+
+LABEL = Label("7", 1, "hotspare_db2", "0/2000028", "0/2000100", "START WAL LOCATION: ...\n", "")
+SLOT = {"restart_lsn": "0/2000000"}
+SOURCE = Source("db1:5432", system_identifier="7", timeline=1, slot=SLOT, may_label=True)
+ZFS = Zfs("tank/pg", "tank/pg", Login("db1", 22, "root", "/key", "/hosts"), "hotspare-db2")
+
+
+class Hosts:
+    """The primary with a server on two datasets, and a node that may receive them."""
+
+    def __init__(self, where: Path) -> None:
+        self.top = where
+        self.there, self.here = Host(), Host()
+        self.data = f"{where}/pg/17/main"
+        self.there.make("tank/pg")
+        for name, path in (("data", f"{where}/pg/17"), ("wal", f"{where}/wal")):
+            self.there.make(f"tank/pg/{name}", own={"mountpoint": path}, mounted=True)
+            self.there.write(f"tank/pg/{name}")
+
+    def sides(self, _zfs):
+        hosts = Here(self.there, "db1"), Here(self.here, "db2")
+        return SimpleNamespace(__enter__=None, hosts=hosts)
+
+    def assess(self, **more):
+        return rebuild_zfs_look.assess(ZFS, replace(SOURCE, **more), self.data, "hotspare_db2")
+
+    def labelled(self, name: str, label: Label = LABEL) -> None:
+        every = [f"{one}@{name}" for one in self.there.data if one.startswith("tank/pg")]
+        self.there.snapshot(*every, made="hotspare-db2/1")
+        self.there.data["tank/pg"].snap(name).label = label.written()
+
+
+@pytest.fixture
+def hosts(tmp_path, monkeypatch):
+    import contextlib
+
+    found = Hosts(tmp_path)
+
+    @contextlib.contextmanager
+    def sides(_zfs):
+        yield Here(found.there, "db1"), Here(found.here, "db2")
+
+    monkeypatch.setattr(rebuild_zfs_look, "sides", sides)
+    return found
+
+
+def test_all_of_it_is_sent_where_nothing_is(hosts):
+    before = repr([hosts.there.data, hosts.here.data])
+    copy = hosts.assess()
+    assert (copy.obstacle, copy.kind) == (None, "full")
+    assert copy.reason.startswith("a snapshot of the primary is sent (about ")
+    assert repr([hosts.there.data, hosts.here.data]) == before
+
+
+def test_a_snapshot_of_an_interrupted_run_is_used_while_its_wal_is_there(hosts):
+    hosts.labelled("hotspare-db2-20260101T000000Z")
+    hosts.labelled("hotspare-db2-20260101T000001Z", replace(LABEL, timeline=2))
+    from ansible_collections.hotspare.postgresql.plugins.module_utils.zfs import look
+
+    theirs = look(Here(hosts.there, "db1"), "tank/pg", recursive=True)
+    name, label = rebuild_zfs_look.labelled(ZFS, SOURCE, "hotspare_db2", theirs)
+    assert (name, label) == ("hotspare-db2-20260101T000000Z", LABEL)
+    for later in (replace(SOURCE, slot={"restart_lsn": "0/3000000"}), replace(SOURCE, slot=None)):
+        assert rebuild_zfs_look.labelled(ZFS, later, "hotspare_db2", theirs) is None
+    assert rebuild_zfs_look.labelled(replace(ZFS, prefix="nightly"), SOURCE, "hotspare_db2", theirs) is None
+
+
+def test_what_lies_where_the_copy_belongs_is_an_obstacle(hosts):
+    place = Path(hosts.top, "pg", "17")
+    place.mkdir(parents=True)
+    assert hosts.assess().obstacle is None
+    (place / "main").mkdir()
+    assert hosts.assess().obstacle == f"{place} is no dataset below tank/pg, and something lies in it: move that away"
+
+
+@pytest.mark.parametrize(
+    ("more", "why"),
+    [
+        (
+            {"may_label": False},
+            "the replication account may not execute pg_backup_start and pg_backup_stop on the primary",
+        ),
+        (
+            {"may_label": None},
+            "the replication account may not execute pg_backup_start and pg_backup_stop on the primary",
+        ),
+        ({"tablespaces": ("/srv/fast",)}, "/srv/fast is not in tank/pg on db1 or below it"),
+    ],
+)
+def test_obstacles(hosts, more, why):
+    assert hosts.assess(**more).obstacle.startswith(why)
+
+
+def test_a_pool_without_room_is_an_obstacle(hosts):
+    hosts.here.available = 1000
+    assert "has room for 1000 bytes" in hosts.assess().obstacle
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """A data directory that was copied while the server ran, and its layout."""
+    directory = tmp_path / "17.seeding" / "main"
+    for name in (*EMPTIED, "pg_tblspc", "pg_wal", "base", "pg_replslot/hotspare_db2"):
+        (directory / name).mkdir(parents=True, exist_ok=True)
+    for name in (
+        "PG_VERSION",
+        "postmaster.pid",
+        "recovery.signal",
+        "backup_label.old",
+        "pg_replslot/hotspare_db2/state",
+    ):
+        (directory / name).write_text("x")
+    (directory / "pg_notify" / "0000").write_text("x")
+    return directory, Layout({"/data": f"{tmp_path}/17", "/wal": f"{tmp_path}/wal"})
+
+
+def test_a_copy_keeps_nothing_that_is_the_primarys(copy):
+    directory, _layout = copy
+    rebuild_zfs._tidy(str(directory))
+    left = sorted(str(path.relative_to(directory)) for path in directory.rglob("*"))
+    assert left == sorted(["PG_VERSION", "base", "pg_tblspc", "pg_wal", *EMPTIED])
+    rebuild_zfs._tidy(str(directory))
+
+
+def test_what_the_copy_leads_to_was_copied_too(copy, tmp_path):
+    directory, layout = copy
+    rebuild_zfs._require_links(str(directory), layout)
+    (directory / "pg_wal").rmdir()
+    (directory / "pg_wal").symlink_to(f"{tmp_path}/wal/17")
+    for there in (False, True):
+        if there:
+            (tmp_path / "wal.seeding" / "17").mkdir(parents=True)
+            rebuild_zfs._require_links(str(directory), layout)
+        else:
+            with pytest.raises(HotspareError, match=r"pg_wal of the primary leads to .*/wal/17, which is not in what"):
+                rebuild_zfs._require_links(str(directory), layout)
+    (directory / "pg_tblspc" / "16384").symlink_to("/srv/fast")
+    with pytest.raises(HotspareError, match="16384 of the primary leads to /srv/fast"):
+        rebuild_zfs._require_links(str(directory), layout)
+
+
+def test_the_copy_gets_this_hosts_account(copy, tmp_path):
+    directory, layout = copy
+    (tmp_path / "wal.seeding").mkdir()
+    (tmp_path / "wal.seeding" / "0001").write_text("x")
+    mine = pwd.getpwnam("nobody")
+    theirs = 4242
+    every = [*directory.parent.rglob("*"), *(tmp_path / "wal.seeding").rglob("*"), tmp_path / "wal.seeding"]
+    for path in every:
+        os.lchown(path, theirs, theirs)
+    os.lchown(directory / "base", 0, 0)
+    job = SimpleNamespace(instance=SimpleNamespace(account="nobody"))
+    rebuild_zfs._own(job, str(directory), layout)
+    assert {os.lstat(path).st_uid for path in every} == {mine.pw_uid, 0}
+    assert os.lstat(directory / "base").st_uid == 0
+    rebuild_zfs._own(job, str(directory), layout)
