@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 from dataclasses import replace
@@ -15,7 +16,7 @@ import pytest
 from ansible_collections.hotspare.postgresql.plugins.module_utils import rebuild_zfs, rebuild_zfs_look
 from ansible_collections.hotspare.postgresql.plugins.module_utils.rebuild import Source
 from ansible_collections.hotspare.postgresql.plugins.module_utils.shell import HotspareError
-from ansible_collections.hotspare.postgresql.plugins.module_utils.zfs import Login
+from ansible_collections.hotspare.postgresql.plugins.module_utils.zfs import Login, look
 from ansible_collections.hotspare.postgresql.plugins.module_utils.zfs_layout import EMPTIED, Label, Layout, Zfs
 
 from .zfs_model import Here, Host
@@ -38,10 +39,6 @@ class Hosts:
             self.there.make(f"tank/pg/{name}", own={"mountpoint": path}, mounted=True)
             self.there.write(f"tank/pg/{name}")
 
-    def sides(self, _zfs):
-        hosts = Here(self.there, "db1"), Here(self.here, "db2")
-        return SimpleNamespace(__enter__=None, hosts=hosts)
-
     def assess(self, **more):
         return rebuild_zfs_look.assess(ZFS, replace(SOURCE, **more), self.data, "hotspare_db2")
 
@@ -53,8 +50,6 @@ class Hosts:
 
 @pytest.fixture
 def hosts(tmp_path, monkeypatch):
-    import contextlib
-
     found = Hosts(tmp_path)
 
     @contextlib.contextmanager
@@ -76,8 +71,6 @@ def test_all_of_it_is_sent_where_nothing_is(hosts):
 def test_a_snapshot_of_an_interrupted_run_is_used_while_its_wal_is_there(hosts):
     hosts.labelled("hotspare-db2-20260101T000000Z")
     hosts.labelled("hotspare-db2-20260101T000001Z", replace(LABEL, timeline=2))
-    from ansible_collections.hotspare.postgresql.plugins.module_utils.zfs import look
-
     theirs = look(Here(hosts.there, "db1"), "tank/pg", recursive=True)
     name, label = rebuild_zfs_look.labelled(ZFS, SOURCE, "hotspare_db2", theirs)
     assert (name, label) == ("hotspare-db2-20260101T000000Z", LABEL)
