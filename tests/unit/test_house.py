@@ -90,7 +90,7 @@ FLOORS = (
 )
 FLOOR = {name: height for height, names in enumerate(FLOORS) for name in names}
 
-ROLES = {"archive", "node", "primary", "standby", "failover"}
+ROLES = {"archive", "node", "primary", "standby", "failover", "zfs"}
 PLAYBOOKS = {"site", "failover", "rebuild_standby", "status", "archive_check"}
 
 
