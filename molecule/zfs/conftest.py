@@ -81,6 +81,16 @@ class Guests:
         finally:
             self.lab("cable", node, "on")
 
+    @contextmanager
+    def slow(self, node: str) -> Iterator[None]:
+        """What it sends to the other one takes its time, so that there is some to break a stream."""
+        limit = ["tbf", "rate", "4mbit", "burst", "16kb", "latency", "400ms"]
+        self.run(node, "tc", "qdisc", "add", "dev", "eth1", "root", *limit)
+        try:
+            yield
+        finally:
+            self.run(node, "tc", "qdisc", "del", "dev", "eth1", "root")
+
     def cut_power(self, node: str) -> None:
         self.lab("kill", node)
         self._disconnect(node)

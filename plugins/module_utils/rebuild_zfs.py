@@ -108,8 +108,9 @@ def _place(here: Side, ours: View, layout: Layout, name: str) -> None:
     here.run("zfs", "set", f"{PLACED}={name}", ours.top)
     for below, path in layout.ordered:
         here.run("zfs", "set", f"mountpoint={path}", "canmount=on", ours.top + below)
-    for below, _path in layout.ordered:
-        here.run("zfs", "mount", ours.top + below)
+    for below, path in layout.ordered:
+        if not os.path.ismount(path):  # some versions of zfs set mount it
+            here.run("zfs", "mount", ours.top + below)
     for path in layout.roots:
         with contextlib.suppress(OSError):
             os.rmdir(f"{path}{STAGED}")

@@ -8,7 +8,9 @@ from __future__ import annotations
 import re
 
 TOP = "tank/pg"
-AMCHECK = "/usr/lib/postgresql/17/bin/pg_amcheck"
+PROGRAMS = "/usr/lib/postgresql/17/bin"
+RESUME = "receive_resume_token"
+ASKED = ("-e", "standby_method=zfs")
 
 
 def common(guests, primary, standby):
@@ -35,7 +37,7 @@ def assert_mounted_for_good(lab, guests, node):
 def assert_sound(lab, primary, standby):
     lab.sql(primary, "CREATE EXTENSION IF NOT EXISTS amcheck")
     lab.wait_for_replay(standby, lab.sql(primary, "SELECT pg_current_wal_lsn()"))
-    lab.run(standby, AMCHECK, "--heapallindexed", "--jobs=1", "--database=postgres", user="postgres")
+    lab.run(standby, f"{PROGRAMS}/pg_amcheck", "--heapallindexed", "--jobs=1", "--database=postgres", user="postgres")
     sums = "SELECT sum(abalance), (SELECT sum(bbalance) FROM pgbench_branches) FROM pgbench_accounts"
     one, other = (lab.sql(node, sums) for node in (primary, standby))
     assert one == other and len(set(one.split("|"))) == 1
@@ -53,43 +55,63 @@ def test_the_first_standby_was_made_from_a_snapshot(lab, guests):
     assert lab.run(standby, "readlink", f"{lab.data}/pg_wal").strip() == "/var/lib/postgresql/17-wal/main"
 
 
-def test_a_standby_is_made_anew_while_pgbench_runs(lab, guests):
-    primary, standby = lab.roles()
-    lab.run(primary, "/usr/lib/postgresql/17/bin/pgbench", "-qis", "2", "postgres", user="postgres")
-    script = "nohup /usr/lib/postgresql/17/bin/pgbench -nT 600 -R 20 postgres >/dev/null 2>&1 & echo $!"
-    pid = lab.run(primary, "sh", "-c", script, user="postgres").strip()
-    try:
-        told = lab.play(
-            "rebuild_standby", "-e", f"node={standby}", "-e", f"confirm={standby}", "-e", "standby_method=zfs"
-        )
-    finally:
-        lab.run(primary, "kill", pid)
-    assert "what changed since" in told.output
+def rebuild(lab, node, *args, **how):
+    return lab.play("rebuild_standby", "-e", f"node={node}", "-e", f"confirm={node}", *args, **how)
+
+
+def assert_rebuilt(lab, guests, told, primary, standby):
+    """It goes on from a snapshot that both have, is sound, and what it had is there still; the name of that."""
     assert_mounted_for_good(lab, guests, standby)
     assert_sound(lab, primary, standby)
-    kept = re.findall(r"kept: (tank/pg-aside-\d{8}T\d{6}Z)", told.output)
-    assert len(set(kept)) == 1
-    lab.play("rebuild_standby", "-e", f"node={standby}", "-e", f"confirm={standby}", "-e", "state=cleaned")
-    assert kept[0] not in lab.run(standby, "zfs", "list", "-H", "-o", "name")
-    assert lab.play("site").changed == 0
+    assert_held(lab, standby, common(guests, primary, standby)[-1])
+    (aside,) = set(re.findall(rf"kept: ({TOP}-aside-\d{{8}}T\d{{6}}Z)", told.output))
+    assert guests.properties(standby, f"{aside}/data", "mounted", "canmount") == {"mounted": "no", "canmount": "noauto"}
+    return aside
+
+
+def test_a_network_that_breaks_while_a_standby_is_made_anew_under_load(lab, guests):
+    primary, standby = lab.roles()
+    lab.run(primary, f"{PROGRAMS}/pgbench", "-qis", "2", "postgres", user="postgres")
+    lab.run(standby, "systemctl", "stop", lab.service)
+    before = common(guests, primary, standby)[-1]
+    script = f"nohup {PROGRAMS}/pgbench -nT 3000 -R 5 postgres >/dev/null 2>&1 & echo $!"
+    pid = lab.run(primary, "sh", "-c", script, user="postgres").strip()
+
+    def begun():
+        return guests.properties(standby, f"{TOP}/data", RESUME)[RESUME] not in ("-", "")
+
+    try:
+        with guests.slow(primary):
+            process = lab.start("rebuild_standby", *ASKED, "-e", f"node={standby}", "-e", f"confirm={standby}")
+            lab.wait_for(lambda: process.poll() is not None or begun(), "a part has arrived", 900)
+            with guests.cut_off(standby):
+                output, _ = process.communicate(timeout=600)
+        assert process.returncode != 0, output
+        assert not lab.runs(standby)
+        told = rebuild(lab, standby, *ASKED)
+    finally:
+        lab.run(primary, "kill", pid)
+    assert "a snapshot that an interrupted run has sent in part is sent to its end" in told.output
+    assert before != common(guests, primary, standby)[-1]
+    aside = assert_rebuilt(lab, guests, told, primary, standby)
+    rebuild(lab, standby, "-e", "state=cleaned")
+    assert aside not in lab.run(standby, "zfs", "list", "-H", "-o", "name")
 
 
 def test_an_old_primary_that_diverged_comes_back_by_what_changed(lab, guests):
-    old, new = lab.roles()
-    lab.sql(old, "CREATE TABLE IF NOT EXISTS parting (words text)")
+    """After a planned cutover, so that each of the two has sent and received."""
+    new, old = lab.roles()
+    lab.play("failover", "-e", f"target={old}")
+    lab.sql(old, "CREATE TABLE parting (words text)")
     lab.wait_for_replay(new, lab.sql(old, "SELECT pg_current_wal_lsn()"))
     with guests.cut_off(new):
         lab.sql(old, "INSERT INTO parting VALUES ('only the old one has this')")
         guests.cut_power(old)
-    lab.play("failover", "-e", "mode=forced", "-e", f"confirm_unfenced={old}")
+    lab.play("failover", "-e", f"target={new}", "-e", "mode=forced", "-e", f"confirm_unfenced={old}")
     lab.sql(new, "INSERT INTO parting VALUES ('and this only the new one')")
     guests.start()
-    before = common(guests, old, new)
-    told = lab.play("rebuild_standby", "-e", f"node={old}", "-e", f"confirm={old}", "-e", "standby_method=zfs")
-    assert f"what changed since {TOP}@{before[-1]}" in told.output.replace("\n", "")
+    before = common(guests, old, new)[-1]
+    told = rebuild(lab, old, *ASKED)
+    assert f"what changed since {TOP}@{before}" in re.sub(r"\s+", " ", told.output)
     assert lab.sql(old, "SELECT words FROM parting") == "and this only the new one"
-    assert_mounted_for_good(lab, guests, old)
-    assert_sound(lab, new, old)
-    # What diverged is there still, under another name.
-    aside = next(iter(re.findall(r"kept: (tank/pg-aside-\d{8}T\d{6}Z)", told.output)))
-    assert guests.properties(old, f"{aside}/data", "mounted", "canmount") == {"mounted": "no", "canmount": "noauto"}
+    assert_rebuilt(lab, guests, told, new, old)

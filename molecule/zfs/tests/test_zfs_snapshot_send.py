@@ -84,16 +84,6 @@ class Send:
         """What no compression makes smaller."""
         self.guests.run(node, "dd", "if=/dev/urandom", f"of={path}", "bs=1M", f"count={megabytes}", "conv=fsync")
 
-    @contextmanager
-    def slow(self) -> Iterator[None]:
-        """On the network between the two machines, so that there is time to break a stream."""
-        limit = ["tbf", "rate", "4mbit", "burst", "16kb", "latency", "400ms"]
-        self.guests.run(self.one, "tc", "qdisc", "add", "dev", "eth1", "root", *limit)
-        try:
-            yield
-        finally:
-            self.guests.run(self.one, "tc", "qdisc", "del", "dev", "eth1", "root")
-
     # --- eyes --------------------------------------------------------------------------------------------------------
 
     def guids(self, node: str, dataset: str) -> dict[str, str]:
@@ -289,7 +279,7 @@ def test_within_one_machine(send):
 def test_what_broke_goes_on(send, victim):
     send.fill(send.one, "/mnt/send/pg/much", PART)
     send.guests.run(send.one, "rm", "-f", "/run/hotspare-send.json")
-    with send.slow():
+    with send.guests.slow(send.one):
         process = send.start({**send.args, "snapshot": "seed", "status_file": "/run/hotspare-send.json"})
         progress = "import json; print(json.load(open('/run/hotspare-send.json'))['sent_bytes'])"
         look = ["python3", "-c", progress]
@@ -323,7 +313,7 @@ def test_what_broke_goes_on(send, victim):
 def interrupted(send: Send) -> Iterator[str]:
     """The token of a stream that broke off, of which nothing is under way any more."""
     send.fill(send.one, "/mnt/send/pg/much", PART)
-    with send.slow():
+    with send.guests.slow(send.one):
         process = send.start({**send.args, "snapshot": "seed"})
         send.wait_for(lambda: send.guests.run(send.two, "pgrep", "-f", "^zfs receive", check=False), process)
         time.sleep(3)  # some blocks arrive
