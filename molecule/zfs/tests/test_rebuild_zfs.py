@@ -78,7 +78,8 @@ def test_a_network_that_breaks_while_a_standby_is_made_anew_under_load(lab, gues
     pid = lab.run(primary, "sh", "-c", script, user="postgres").strip()
 
     def begun():
-        return guests.properties(standby, f"{TOP}/data", RESUME)[RESUME] not in ("-", "")
+        told = lab.run(standby, "zfs", "get", "-H", "-o", "value", RESUME, f"{TOP}/data", check=False)
+        return told.strip() not in ("-", "")
 
     try:
         with guests.slow(primary):
