@@ -202,9 +202,8 @@ def _zfs_newest(dataset: str) -> int:
 
     with Side() as side:
         found = newest(side, dataset)
-    return _tell(
-        {"copy": str(found), "taken": found.note.taken, "node": found.note.node} if found else {}, lambda _found: []
-    )
+    told = {"copy": str(found), "node": found.note.node, "taken": found.note.taken} if found else {}
+    return _tell(told, lambda told: [])
 
 
 def _zfs_restore_test(dataset: str, check: str) -> int:

@@ -301,7 +301,7 @@ def _late_after(on_calendar: str) -> Optional[float]:
 
 
 def last_elapse(text: str) -> Optional[float]:
-    """Of what systemd-analyze(1) calendar prints; a host that is not in UTC is told each time in UTC as well. (Pure.)"""
+    """Of what systemd-analyze(1) calendar prints; a host in another zone is told each time in UTC, too. (Pure.)"""
     found = re.findall(r"^.*?: \w{3} (\d{4}-\d\d-\d\d \d\d:\d\d:\d\d) UTC$", text, re.MULTILINE)
     if not found:
         return None

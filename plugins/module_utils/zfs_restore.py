@@ -63,6 +63,10 @@ class Place:
         return f"{HOME}/{self.dataset.replace('/', '_')}"
 
     @property
+    def lock(self) -> str:
+        return f"/run/hotspare-restore-test-{self.dataset.replace('/', '_')}.lock"
+
+    @property
     def mnt(self) -> str:
         return f"{self.home}/mnt"
 
@@ -102,7 +106,7 @@ def restore_test(dataset: str, check: str) -> dict[str, Any]:
     os.umask(0o022)  # the server's account has to come through what is made here
     with (
         Side() as side,
-        alone(f"/run/hotspare-{dataset.replace('/', '_')}{SUFFIX}.lock", f"a restore test of {dataset}"),
+        alone(place.lock, f"a restore test of {dataset}"),
     ):
         clean(side, place)
         copy = newest(side, dataset)
@@ -226,8 +230,8 @@ CLONE_PROPERTIES = f"origin,mounted,mountpoint,{MARK}"
 
 
 def require_ours(place: Place, clones: Mapping[str, tuple[str, str, str]]) -> None:
-    """HotspareError unless each dataset is a clone of the copy that a test has made: its origin, its mark and where that
-    was set. (Pure.)"""
+    """HotspareError unless each dataset is a clone of the copy that a test has made: its origin, its mark and where
+    that was set. (Pure.)"""
     for name, (origin, mark, source) in clones.items():
         below = name[len(place.clone) :]
         if source != "local" or mark != origin or origin.partition("@")[0] != f"{place.dataset}{below}":
@@ -264,7 +268,7 @@ def _make_ready(place: Place, note: Note, instance: Instance) -> ControlData:
     control = read_control(instance)
     if control.system_identifier != note.system_identifier:
         raise HotspareError(
-            f"its system identifier is {control.system_identifier}, and that of {note.node} was {note.system_identifier}"
+            f"its system identifier is {control.system_identifier}, and {note.node} had {note.system_identifier}"
         )
     account = pwd.getpwnam(note.account)
     os.makedirs(place.run, mode=0o700)

@@ -27,7 +27,7 @@ SAID_OF_BACKUP = "state at reason error newest late_after".split()
 def read_zfs(data_directory: str) -> Optional[dict[str, Any]]:
     """Of the node with this data directory; None when it has nothing to do with ZFS.
 
-    sends: the streams that are under way to this node (rebuild) or from it (backup). backup: None where none are wanted.
+    sends: the streams that are under way to this node (rebuild) or from it (backup). backup: None if none are wanted.
     reason: why something is not known, else None.
     """
     reasons = []
