@@ -40,12 +40,8 @@ def status_table(seen: Topology, now: str | None = None, cluster: str | None = N
     rows = [HEAD] + [_row(nodes, name) for name in sorted(nodes)]
     lines = wrapped(_verdict_line(seen, now, cluster))
     lines += ["", *aligned(rows)]
-    said = [
-        line
-        for name in sorted(nodes)
-        for part in (_ships, _backups, _snapshots, _remains)
-        for line in part(nodes[name])
-    ]
+    parts = (_ships, _backups, _snapshots, _remains)
+    said = [line for name in sorted(nodes) for part in parts for line in part(nodes[name])]
     if said:
         lines += ["", *(w for line in said for w in wrapped(line))]
     if seen["problems"]:

@@ -506,11 +506,11 @@ node:
     zfs:
       description:
         - What goes on with the ZFS snapshots of this node, V(null) if the role C(zfs) has not set it up.
-        - C(sends) are the streams under way just now, C(for) a C(rebuild) of this node or a C(backup) of it, with bytes of
-          what is estimated, bytes per second and the seconds that are left, V(null) until they can be told.
-        - C(backup) is V(null) if no snapshots are to be kept. Its C(state) is that of the last run of the timer, V(done),
-          V(skipped) when it was another node's turn, or V(failed), V(null) before the first. C(newest) is the newest copy,
-          C(age_seconds) old, and C(late) says whether the timer has missed two of its times since C(at).
+        - C(sends) are the streams under way just now, C(for) a C(rebuild) of this node or a C(backup) of it, with the
+          bytes that were sent and are estimated, bytes per second and the seconds left, V(null) until they can be told.
+        - C(backup) is V(null) if no snapshots are to be kept. Its C(state) is that of the timer's last run, V(done),
+          V(skipped) when it was another node's turn, or V(failed), V(null) before the first. C(newest) is the newest
+          copy, C(age_seconds) old, and C(late) says whether the timer has missed two of its times since C(at).
         - C(reason) says why something is not known.
       type: dict
       returned: always
