@@ -360,8 +360,7 @@ def repoint(place: Place, directory: str, mounted: Iterable[str]) -> None:
     for path in list(links(directory)):
         target = os.readlink(path)
         whole = os.path.normpath(os.path.join(os.path.dirname(path), target))
-        if not target.startswith("/"):
-            whole = whole[len(place.mnt) :] if is_in(whole, place.mnt) else whole
+        whole = whole[len(place.mnt) :] if is_in(whole, place.mnt) else whole
         needed = os.path.basename(path) == "pg_wal" or os.path.basename(os.path.dirname(path)) == "pg_tblspc"
         if any(is_in(whole, one) for one in mounted):
             os.unlink(path)
