@@ -123,7 +123,7 @@ def turn(wanted: str, server: Server, peers: Iterable[str]) -> tuple[bool, str]:
     attached = sorted(set(server.streaming) & set(peers))
     if attached:
         return False, f"it is the primary, and {listed(attached)} streams from it: that is where snapshots are taken"
-    return True, "it is the primary, and no standby streams from it that could take its place"
+    return True, "it is the primary, and no standby streams from it"
 
 
 _ASK = """SET search_path = pg_catalog; SELECT json_build_object(

@@ -1,7 +1,7 @@
 # Copyright: (c) 2026, hotspare contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Snapshots for a backup pool: taken by the timer and by hand, sent, pruned, and restored on a clone that is removed."""
+"""Snapshots for a backup pool: by the timer and by hand, sent, pruned, and restored on a clone that is removed."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import pytest
 
 TOP, COPIES = "tank/pg", "vault/pg"
 UNIT = "hotspare-snapshot-main"
+PROGRAM = "/usr/bin/python3 -I /usr/local/lib/hotspare/hotspare.pyz"
 HOME = "/var/lib/hotspare-zfs/restore-test"
 
 
@@ -126,9 +127,8 @@ def test_the_timers_service_does_the_same(lab, guests):
     assert found["newest"]["snapshot"] == backups(lab, standby, f"{COPIES}/{standby}")[-1]
     assert found["age_seconds"] < 300
     assert status(lab, primary)["backup"]["state"] == "skipped"
-    assert re.search(
-        rf"{standby} has snapshots in {COPIES}/{standby}: the newest is [\d.]+ s old", told(lab.play("status"))
-    )
+    line = rf"{standby} has snapshots in {COPIES}/{standby}: the newest is [\d.]+ s old"
+    assert re.search(line, told(lab.play("status")))
 
 
 @pytest.mark.parametrize("check", ["count", "amcheck"])
@@ -156,7 +156,7 @@ def test_the_newest_can_be_restored_and_nothing_is_left_of_it(lab, guests, check
 
 def test_a_copy_that_is_broken_is_told_and_removed_and_the_log_stays(lab, guests):
     """Its WAL was overwritten in a copy of the copy: what pg_control asks for is not there."""
-    primary, standby = lab.roles()
+    _primary, standby = lab.roles()
     with broken_wal(lab, standby):
         play = lab.play("snapshot_restore_test", "-e", f"node={standby}", ok=False)
     message = " ".join(play.messages)
@@ -190,9 +190,9 @@ exec "$0.real" "$@"
 
 
 def test_a_test_that_was_killed_is_cleaned_up_by_the_next(lab, guests):
-    primary, standby = lab.roles()
+    _primary, standby = lab.roles()
     copy = f"{COPIES}/{standby}"
-    script = f"nohup /usr/bin/python3 -I /usr/local/lib/hotspare/hotspare.pyz zfs-restore-test {copy} amcheck >/dev/null 2>&1 & echo $!"
+    script = f"nohup {PROGRAM} zfs-restore-test {copy} amcheck >/dev/null 2>&1 & echo $!"
     pid = lab.run(standby, "sh", "-c", script).strip()
     lab.wait_for(lambda: lab.run(standby, "pgrep", "-f", "pg_amcheck --all", check=False) != "", "it is under way")
     again = lab.run(standby, "sh", "-c", f"{PROGRAM} zfs-restore-test {copy} count 2>&1", check=False)
@@ -203,11 +203,8 @@ def test_a_test_that_was_killed_is_cleaned_up_by_the_next(lab, guests):
     assert left(lab, standby) == []
 
 
-PROGRAM = "/usr/bin/python3 -I /usr/local/lib/hotspare/hotspare.pyz"
-
-
 def test_a_dataset_that_is_only_called_so_is_left_alone(lab, guests):
-    primary, standby = lab.roles()
+    _primary, standby = lab.roles()
     name = f"{COPIES}/{standby}:restore-test"
     lab.run(standby, "zfs", "create", name)
     try:
@@ -229,8 +226,8 @@ def test_a_long_send_shows_how_far_it_is(lab, guests):
         output = told(lab.play("status"))
         lab.run(standby, "systemctl", "stop", f"{UNIT}.service")
     assert re.search(
-        rf"snapshot of {standby} to be kept: {COPIES}/{standby}/\w+, part \d of \d, incremental: [\d.]+ \w+ of [\d.]+ \w+"
-        r" \(\d+ %\), [\d.]+ kB/s, time left",
+        rf"snapshot of {standby} to be kept: {COPIES}/{standby}/\w+, part \d of \d, incremental: "
+        r"[\d.]+ \w+ of [\d.]+ \w+ \(\d+ %\), [\d.]+ kB/s, time left",
         output,
     )
     # It was interrupted; the next one goes on.
