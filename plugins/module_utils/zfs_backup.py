@@ -85,12 +85,17 @@ def _parse(found: Mapping[str, Any]) -> BackupConfig:
             dataset=wanted["dataset"],
             wanted=wanted["from"],
             login=Login(**wanted["login"]) if wanted["login"] else None,
-            keep=Keep(**wanted["keep"]),
+            keep=_keep(**wanted["keep"]),
             on_calendar=wanted["on_calendar"],
         )
         if wanted
         else None,
     )
+
+
+def _keep(count: object = None, days: object = None) -> Keep:
+    """As an inventory has them, where a number may be a word."""
+    return Keep(None if count is None else int(str(count)), None if days is None else float(str(days)))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
