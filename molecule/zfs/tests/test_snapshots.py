@@ -282,3 +282,37 @@ def test_without_a_place_there_is_no_timer(lab, guests):
         assert status(lab, node)["backup"] is None
     assert lab.play("site").changed > 0
     assert lab.play("site").changed == 0
+
+
+FAR = """
+postgres:
+  hosts:
+    {one}: {{zfs_backup_host: {two}}}
+    {two}: {{zfs_backup_host: {one}}}
+"""
+
+
+def test_a_pool_of_another_host(lab, guests, tmp_path):
+    """Each node's copies lie on the other one, which is in the inventory: the restore test runs there."""
+    primary, standby = lab.roles()
+    (tmp_path / "far.yml").write_text(FAR.format(one=primary, two=standby), encoding="utf-8")
+    far = ("-i", str(tmp_path / "far.yml"), "-e", "zfs_backup_dataset=vault/far")
+    lab.play("site", *far)
+    assert "there is no vault/far" in " ".join(lab.play("snapshot", *far, ok=False).messages)
+    assert status(lab, standby)["backup"]["state"] == "failed"
+    assert "snapshot_failed" in told(lab.play("status"))
+    lab.run(primary, "zfs", "create", "-o", "canmount=off", "-o", "mountpoint=none", "vault/far")
+    try:
+        assert f"sent to vault/far/{standby} on {primary}: " in told(lab.play("snapshot", *far))
+        play = lab.play("snapshot_restore_test", *far)
+        assert f"vault/far/{standby}@hotspare:backup-" in told(play)
+        assert "the clone is removed" in told(play)
+        assert left(lab, primary) == []
+        assert lab.sql(primary, "SELECT count(*) FROM kept") != "0"
+    finally:
+        for name in reversed(
+            lab.run(primary, "zfs", "list", "-Hr", "-t", "snapshot", "-o", "name", "vault/far").split()
+        ):
+            lab.run(primary, "zfs", "release", "hotspare:backup", name, check=False)
+        lab.run(primary, "zfs", "destroy", "-r", "vault/far")
+        lab.play("site")
