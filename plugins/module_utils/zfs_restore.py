@@ -28,7 +28,7 @@ from .conninfo import quote_setting
 from .controldata import ControlData
 from .rebuild_look import cursor_of
 from .records import duration
-from .server import DEBIAN_ROOT, Instance, connect, processes, read_control, read_text
+from .server import DEBIAN_ROOT, ConnectFailed, Instance, connect, process_id, processes, read_control, read_text
 from .shell import HotspareError, remove_durably, run, write_durably
 from .zfs import Side, failed, parse_get
 from .zfs_copy import Copy, Note, alone, newest
@@ -42,6 +42,7 @@ PORT = 54329  # names the socket; there is no network
 START_SECONDS = 6 * 3600
 CHECK_SECONDS = 24 * 3600
 STOP_SECONDS = 60
+POLL_SECONDS = 0.2
 DESTROY_TRIES = 10
 AMCHECK_SINCE = 14
 # Of the data directory besides, what tells the server what the live one is to do.
@@ -292,7 +293,6 @@ def settings(place: Place, note: Note, control: ControlData) -> dict[str, str]:
         "data_directory": place.inside(note.data_directory),
         "hba_file": f"{place.run}/pg_hba.conf",
         "ident_file": f"{place.run}/pg_ident.conf",
-        "external_pid_file": "",
         "cluster_name": "hotspare-restore-test",
         "listen_addresses": "",
         "port": str(PORT),
@@ -417,8 +417,17 @@ def _start(place: Place, instance: Instance) -> None:
     options = ["--log", place.log, "--options", f"-c config_file={instance.configuration}"]
     words = ["start", "--wait", f"--timeout={START_SECONDS}", "--pgdata", instance.data_directory, *options]
     done = run([instance.program("pg_ctl"), *words], account=instance.account, timeout=START_SECONDS + 60, check=False)
-    if done.rc != 0:
-        raise HotspareError(f"PostgreSQL did not recover: {reason(read_text(place.log) or done.stderr)}")
+    deadline = time.monotonic() + START_SECONDS
+    while done.rc == 0:  # pg_ctl does not wait for the end of a recovery that takes no connections
+        gone = process_id(instance) is None  # before it is asked
+        try:
+            connect(instance).close()
+            return
+        except ConnectFailed as error:
+            if error.kind != "starting" or gone or time.monotonic() > deadline:
+                break
+        time.sleep(POLL_SECONDS)
+    raise HotspareError(f"PostgreSQL did not recover: {reason(read_text(place.log) or done.stderr)}")
 
 
 def reason(log: str) -> str:
