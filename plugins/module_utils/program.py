@@ -202,7 +202,7 @@ def _zfs_newest(dataset: str) -> int:
 
     with Side() as side:
         found = newest(side, dataset)
-    told = {"copy": str(found), "node": found.note.node, "taken": found.note.taken} if found else {}
+    told = {"snapshot": str(found), "node": found.note.node, "taken": found.note.taken} if found else {}
     return _tell(told, lambda told: [])
 
 

@@ -151,4 +151,4 @@ def test_what_is_meant_is_what_the_program_reads(told: list[Any], tmp_path: Path
     assert (store.backup.wanted, store.backup.keep) == ("primary", Keep())
     assert (far.backup.keep, nas.backup.keep) == (Keep(3), Keep(None, 0.5))
     assert [member.get("holder") for member in members] == ["db1", None, "store", "far", ""]
-    assert members[0]["copy"] == "vault/pg/db1"
+    assert members[0]["into"] == "vault/pg/db1"
