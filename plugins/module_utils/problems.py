@@ -84,6 +84,7 @@ def _of_node(state: Mapping[str, Any]) -> Iterator[Problem]:
         )
     yield from _at_work(state)
     yield from _shipping(state)
+    yield from _snapshots(state)
     if left and left["seeding"]:
         yield info("seeding", f"{left['seeding']} is being copied, or waits for pg_rebuild to go on with it")
     control = state["control"]
@@ -150,6 +151,27 @@ def _shipping(state: Mapping[str, Any]) -> Iterator[Problem]:
         if waiting is not None and waiting >= BACKLOG_WARNING:
             severity = "error" if waiting >= BACKLOG_ERROR else "warning"
             yield problem("archive_waiting", severity, f"{waiting} files of WAL wait to be shipped to {place['name']}")
+
+
+def _snapshots(state: Mapping[str, Any]) -> Iterator[Problem]:
+    """Of the timer that sends snapshots to a backup pool."""
+    zfs = state["zfs"]
+    if zfs is None:
+        return
+    if zfs["reason"]:
+        yield warning("snapshots_unknown", f"nobody knows how its snapshots do: {zfs['reason']}")
+    backup = zfs["backup"]
+    if backup is None or any(send["for"] == "backup" for send in zfs["sends"]):
+        return  # none are wanted; or one is under way, and what it comes to is told then
+    if backup["state"] is None:
+        yield info("snapshot_missing", f"nothing was sent to {backup['dataset']} yet: the timer will, or snapshot.yml")
+    elif backup["state"] == "failed":
+        yield error("snapshot_failed", f"its last snapshot ({backup['at']}) failed: {backup['error']}")
+    elif backup["late"]:
+        yield error(
+            "snapshot_late",
+            f"its timer has missed two of its times since {backup['at']}: see systemctl list-timers 'hotspare-*'",
+        )
 
 
 def waiting_files(place: Mapping[str, Any]) -> int | None:

@@ -9,9 +9,10 @@ secret. A new command is a function in COMMANDS that takes the path of CONFIG an
 
 from __future__ import annotations
 
+import json
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Optional
 
@@ -180,6 +181,45 @@ def _zfs_serve(path: str) -> int:
     return serve(path, asked())
 
 
+def _zfs_backup(path: str) -> int:
+    """What the timer of the role zfs does. The result is JSON, and the journal and the operator are told in words."""
+    from .zfs_backup import back_up, read_backup_config, sentences
+
+    return _tell(back_up(read_backup_config(path)), sentences)
+
+
+def _zfs_backup_check(path: str) -> int:
+    """What that would do now."""
+    from .zfs_backup import back_up, read_backup_config, sentences
+
+    return _tell(back_up(read_backup_config(path), check_mode=True), sentences)
+
+
+def _zfs_newest(dataset: str) -> int:
+    """The newest snapshot of a copy on this host that can be restored, as JSON; {} where there is none."""
+    from .zfs import Side
+    from .zfs_copy import newest
+
+    with Side() as side:
+        found = newest(side, dataset)
+    told = {"snapshot": str(found), "node": found.note.node, "taken": found.note.taken} if found else {}
+    return _tell(told, lambda told: [])
+
+
+def _zfs_restore_test(dataset: str, check: str) -> int:
+    """Starts a server on a clone of that, checks it by `count` or `amcheck`, and removes it."""
+    from .zfs_restore import restore_test, sentences
+
+    return _tell(restore_test(dataset, check), sentences)
+
+
+def _tell(result: dict[str, Any], sentences: Callable[[dict[str, Any]], Iterable[str]]) -> int:
+    sys.stdout.write(json.dumps(result) + "\n")
+    for text in sentences(result):
+        _say(text)
+    return 0
+
+
 def _say(text: str) -> None:
     """To the journal, where `systemctl status` shows it."""
     sys.stderr.write(f"{text}\n")
@@ -203,4 +243,8 @@ COMMANDS = {
     "archive": Command(_archive, "CONFIG PATH NAME"),
     "restore": Command(_restore, "CONFIG NAME PATH"),
     "zfs-serve": Command(_zfs_serve),
+    "zfs-backup": Command(_zfs_backup),
+    "zfs-backup-check": Command(_zfs_backup_check),
+    "zfs-newest": Command(_zfs_newest, "DATASET"),
+    "zfs-restore-test": Command(_zfs_restore_test, "DATASET CHECK"),
 }

@@ -68,6 +68,7 @@ class State(TypedDict, total=False):
     slots: list[dict[str, Any]] | None
     archiver: dict[str, Any] | None
     archive: dict[str, Any] | None
+    zfs: dict[str, Any] | None
     settings: dict[str, Any] | None
     pending_restart: list[str] | None
     clients: int | None

@@ -45,6 +45,7 @@ from .server import (
 )
 from .shell import HotspareError
 from .wal import format_lsn, parse_history, parse_lsn
+from .zfs_status import read_zfs
 
 OLDEST_VERSION = 13
 ASK_SECONDS = 5  # a server that is well answers in 0.03 s
@@ -89,6 +90,7 @@ def read_state(
     directory = os.path.realpath(instance.data_directory)
     state.update(rebuild=_rebuild(directory), **_at_work(directory), **_machine(directory))
     state["archive"] = read_shipping(os.path.dirname(instance.configuration))
+    state["zfs"] = read_zfs(directory)
     if peers is not None:
         # First, so that what the node itself says is the younger.
         state["peers"] = ask_peers(peers, instance.account, PEER_SECONDS)
@@ -153,6 +155,7 @@ def _blank(instance: Instance) -> dict[str, Any]:
         "slots": None,
         "archiver": None,
         "archive": None,
+        "zfs": None,
         "settings": None,
         "pending_restart": None,
         "clients": None,

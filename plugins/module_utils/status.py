@@ -40,7 +40,8 @@ def status_table(seen: Topology, now: str | None = None, cluster: str | None = N
     rows = [HEAD] + [_row(nodes, name) for name in sorted(nodes)]
     lines = wrapped(_verdict_line(seen, now, cluster))
     lines += ["", *aligned(rows)]
-    said = [line for name in sorted(nodes) for part in (_ships, _backups, _remains) for line in part(nodes[name])]
+    parts = (_ships, _backups, _snapshots, _remains)
+    said = [line for name in sorted(nodes) for part in parts for line in part(nodes[name])]
     if said:
         lines += ["", *(w for line in said for w in wrapped(line))]
     if seen["problems"]:
@@ -215,6 +216,32 @@ def _progress(node: str, backup: Mapping[str, Any]) -> str:
     who, phase = backup.get("application_name") or "unknown", backup.get("phase") or "phase unknown"
     done_of_total = f"{size(done)} of {size(total)}{share}"
     return f"base backup from {node} by {who}: {phase}, {done_of_total}, {speed}, time left {duration(left)}"
+
+
+def _snapshots(state: State) -> list[str]:
+    """What ZFS sends just now, and the newest copy in the backup pool."""
+    zfs: Mapping[str, Any] = state.get("zfs") or {}
+    return [_send(str(state.get("name")), one) for one in zfs.get("sends") or []] + _copies(state, zfs.get("backup"))
+
+
+def _send(node: str, send: Mapping[str, Any]) -> str:
+    done, total = integer(send.get("sent_bytes")), integer(send.get("estimated_bytes"))
+    share = f" ({min(100 * done // total, 100)} %)" if done is not None and total else ""
+    rate, left = integer(send.get("rate")), send.get("seconds_left")
+    what = f"snapshot of the primary for {node}" if send["for"] == "rebuild" else f"snapshot of {node} to be kept"
+    part_of = f"{send.get('dataset')}, part {send.get('number')} of {send.get('of')}, {send.get('kind')}"
+    done_of_total = f"{size(done)} of {size(total)}{share}"
+    return f"{what}: {part_of}: {done_of_total}, {size(rate)}/s, time left {duration(left)}"
+
+
+def _copies(state: State, backup: Mapping[str, Any] | None) -> list[str]:
+    if backup is None:
+        return []
+    newest = backup.get("newest")
+    where = f"{backup['dataset']} on {backup['host']}" if backup.get("host") else backup["dataset"]
+    age = f"the newest is {duration(backup['age_seconds'])} old ({newest['snapshot']})" if newest else "none yet"
+    skips = f"; not its turn at {backup['at']}: {backup['reason']}" if backup.get("state") == "skipped" else ""
+    return [f"{state.get('name')} has snapshots in {where}: {age}{skips}"]
 
 
 def _remains(state: State) -> list[str]:

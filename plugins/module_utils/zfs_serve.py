@@ -18,6 +18,7 @@ from typing import Any, Optional
 from .config_file import read_config_file
 from .shell import PATH, HotspareError
 from .zfs import AFTER, ENVIRONMENT, FLAGS, FROM, LABEL, MADE, MOUNTS, NAME, SNAPSHOT_NAME, STOP, Side, batch, decode
+from .zfs_copy import NOTE
 from .zfs_send import MBUFFER, UNZSTD, ZSTD
 
 LONGEST = 1 << 20  # characters of a command
@@ -173,6 +174,7 @@ def rules(config: Serve) -> list[str]:
             _rule("zfs receive -s -u") + options + rf"\n{inner}",
             _rule("zfs receive -A", inner),
             _rule(f"zfs set {MADE}=") + rf"{prefix}/[\w-]+" + rf"(\n{inner}@{part})+",
+            rf"zfs\nset\n{NOTE}=[A-Za-z0-9+/=]+\n{inner}@{prefix}-{NEW}",
         ]
         if config.rename:
             found += [

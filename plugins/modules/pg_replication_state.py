@@ -503,6 +503,52 @@ node:
             oldest_waiting_seconds: null
             behind: 0
             left: 0
+    zfs:
+      description:
+        - What goes on with the ZFS snapshots of this node, V(null) if the role C(zfs) has not set it up.
+        - C(sends) are the streams under way just now, C(for) a C(rebuild) of this node or a C(backup) of it, with the
+          bytes that were sent and are estimated, bytes per second and the seconds left, V(null) until they can be told.
+        - C(backup) is V(null) if no snapshots are to be kept. Its C(state) is that of the timer's last run, V(done),
+          V(skipped) when it was another node's turn, or V(failed), V(null) before the first. C(newest) is the newest
+          copy, C(age_seconds) old, and C(late) says whether the timer has missed two of its times since C(at).
+        - C(reason) says why something is not known.
+      type: dict
+      returned: always
+      sample:
+        sends:
+          - for: backup
+            source: tank/pg
+            destination: vault/pg/db2
+            dataset: vault/pg/db2/data
+            snapshot: hotspare:backup-20261122T030000Z
+            kind: incremental
+            number: 2
+            of: 3
+            sent_bytes: 10485760
+            estimated_bytes: 31457280
+            rate: 4194304
+            seconds_left: 5
+            began: "2026-11-22 03:00:01 UTC"
+            updated: "2026-11-22 03:00:04 UTC"
+        backup:
+          state: done
+          at: "2026-11-22 02:00:09 UTC"
+          reason: it is a standby, as zfs_backup_from wants it
+          error: null
+          newest:
+            snapshot: hotspare:backup-20261122T020000Z
+            guid: "9433184356270573829"
+            lsn: 0/5000060
+            taken: 1795312802.0
+            kind: incremental
+            sent_bytes: 73728
+            seconds: 0.6
+          late_after: 1795320000.0
+          dataset: vault/pg/db2
+          host: null
+          age_seconds: 3609.2
+          late: false
+        reason: null
     settings:
       description:
         - The settings that matter for replication, each with C(value), C(unit), C(source), C(sourcefile) and

@@ -73,6 +73,7 @@ def node(name: str, role: str, **facts: Any) -> dict[str, Any]:
         "running_backups": [],
         "problems": [],
         "rebuild": None,
+        "zfs": None,
         "machine_id": f"machine-of-{name}",
         "lock": None,
         "armed": None,

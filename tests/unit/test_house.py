@@ -41,7 +41,7 @@ ELSEWHERE = {"zfs_snapshot_send": "molecule/zfs/tests/test_zfs_snapshot_send.py"
 
 # plugins/module_utils from the ground up: a file imports only from the lines above its own.
 FLOORS = (
-    {"archive_client", "asked", "wal", "shell", "problems", "ssh", "version"},  # ground
+    {"archive_client", "asked", "wal", "shell", "problems", "ssh", "version", "zfs_status"},  # ground
     {
         "armed_state",
         "config_file",
@@ -58,7 +58,7 @@ FLOORS = (
     {"server", "store"},  # first
     {"zfs"},  # first: the commands of ZFS
     {"mounts", "zfs_refusals", "zfs_stream"},  # first: what is not mounted, or not asked for; how a stream goes
-    {"zfs_layout"},  # first: where the datasets of a server are
+    {"zfs_copy", "zfs_layout"},  # first: what is in a backup pool; where the datasets of a server are
     {"zfs_plan"},  # first: what is sent
     {"zfs_send"},  # first: sends it
     {"zfs_serve"},  # first: what a key may have of all that
@@ -84,6 +84,7 @@ FLOORS = (
     {"cutover", "rebuild_files"},  # third: decides on it; what a rebuild works with
     {"archive_report", "wal_holders"},  # third: what archive_check.yml prints; who has WAL
     {"wal_sync"},  # third: brings it together
+    {"zfs_backup", "zfs_restore"},  # third: what the timer sends to a backup pool; whether that can be restored
     {"rebuild_rewind", "rebuild_zfs"},  # third: methods of a rebuild
     {"rebuilding"},  # third: does what rebuild decided
     {"program"},  # above all: does what systemd and sshd run
@@ -91,7 +92,7 @@ FLOORS = (
 FLOOR = {name: height for height, names in enumerate(FLOORS) for name in names}
 
 ROLES = {"archive", "node", "primary", "standby", "failover", "zfs"}
-PLAYBOOKS = {"site", "failover", "rebuild_standby", "status", "archive_check"}
+PLAYBOOKS = {"site", "failover", "rebuild_standby", "status", "archive_check", "snapshot", "snapshot_restore_test"}
 
 
 def names(folder: str) -> set[str]:

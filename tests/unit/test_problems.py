@@ -44,6 +44,7 @@ def node(role: str, **changes: Any) -> dict[str, Any]:
         "armed": None,
         "superseded": None,
         "archive": None,
+        "zfs": None,
         "control": {"data_checksums": 1, "wal_log_hints": True, "state": "shut down"},
         "free_bytes": 1 << 40,
         "standby_signal": role != "primary",

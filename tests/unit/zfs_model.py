@@ -39,6 +39,7 @@ class Snap:
     holds: set[str] = field(default_factory=set)
     made: str = ""
     label: str = ""
+    note: str = ""
 
 
 @dataclass
@@ -193,6 +194,7 @@ class Host:
                             "clones": (clones or ("" if sign == "@" else "-"), "-"),
                             "hotspare:made": made,
                             "hotspare:label": (snap.label, "local") if snap.label else ("-", "-"),
+                            "hotspare:restore": (snap.note, "local") if snap.note else ("-", "-"),
                         }
                         rows += [(name, key, *values[key]) for key in properties]
         return _rows(rows)
@@ -255,8 +257,8 @@ class Host:
         for full in words[1:]:
             dataset, at, name = full.partition("@")
             if at:
-                assert key == "hotspare:made"
-                self.data[dataset].snap(name).made = value
+                assert key in ("hotspare:made", "hotspare:restore")
+                setattr(self.data[dataset].snap(name), "made" if key == "hotspare:made" else "note", value)
             else:
                 self.data[dataset].own[key] = value
 

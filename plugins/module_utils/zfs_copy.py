@@ -1,0 +1,125 @@
+# Copyright: (c) 2026, hotspare contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A node's copy in a backup pool: what is noted of each snapshot there, so that it can be restored from that alone.
+
+The note is a user property of the outermost dataset's snapshot, zfsprops(7).
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Optional
+
+from .shell import HotspareError
+from .zfs import Dataset, Side, View, failed, look, parse_get
+
+# Of backups. A colon is in no prefix of a rebuild (zfs_layout.prefix_of), so that neither is ever taken for the other.
+PREFIX = "hotspare:backup"
+NOTE = "hotspare:restore"
+PROPERTIES = {"canmount": "noauto", "mountpoint": "none", "readonly": "on"}  # a copy is looked at in a clone only
+
+
+@dataclass(frozen=True)
+class Note:
+    """Whose snapshot it is and what it takes to start a server on it.
+
+    paths: where each dataset that was mounted was, by its name below the outermost one. `taken` in seconds since 1970.
+    """
+
+    node: str
+    role: str
+    system_identifier: str
+    version: int
+    account: str
+    bin_directory: str
+    data_directory: str
+    paths: Mapping[str, str]
+    libraries: str  # shared_preload_libraries
+    lsn: str
+    taken: float
+
+    def written(self) -> str:
+        """As the value of a user property, which takes no line breaks; zfsprops(7) allows 8192 bytes."""
+        return base64.b64encode(json.dumps(asdict(self)).encode()).decode()
+
+
+def read_note(text: str) -> Optional[Note]:
+    """None for what is not one of ours."""
+    try:
+        return Note(**json.loads(base64.b64decode(text, validate=True)))
+    except (ValueError, TypeError):
+        return None
+
+
+@dataclass(frozen=True)
+class Copy:
+    """A snapshot of a copy that is whole: each of `below` has it."""
+
+    dataset: str
+    name: str
+    note: Note
+    below: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.dataset}@{self.name}"
+
+
+def newest(side: Side, dataset: str) -> Optional[Copy]:
+    """The newest snapshot that can be restored, None where there is none. HotspareError when that cannot be told."""
+    return choose(look(side, dataset, recursive=True), _notes(side, dataset))
+
+
+def _notes(side: Side, dataset: str) -> dict[str, Note]:
+    """By the name of the snapshot; of a copy that is not there, none."""
+    words = ("zfs", "get", "-Hp", "-d", "1", "-t", "snapshot", "-o", "name,property,value,source", NOTE, dataset)
+    done = side.run(*words, check=False)
+    if done.rc != 0 and "does not exist" not in done.stderr:
+        raise failed(side.where, words, done.stderr)
+    found = parse_get(done.stdout) if done.rc == 0 else {}
+    notes = {name.partition("@")[2]: read_note(of[NOTE][0]) for name, of in found.items() if of[NOTE][1] == "local"}
+    return {name: note for name, note in notes.items() if note}
+
+
+def choose(view: View, notes: Mapping[str, Note]) -> Optional[Copy]:
+    """The newest one with a note, that all datasets with a part of the server have of one moment. (Pure.)"""
+    top = view.datasets.get("")
+    for one in reversed(top.snapshots if top else ()):
+        note = notes.get(one.name)
+        if note is None or one.made != PREFIX:
+            continue
+        members = {below: found for below, of in view.datasets.items() if (found := _part(of, one.name, one.moment))}
+        if set(note.paths) <= set(members):
+            return Copy(view.top, one.name, note, tuple(sorted(members)))
+    return None
+
+
+def _part(dataset: Dataset, name: str, moment: str) -> bool:
+    found = dataset.named(name)
+    return found is not None and found.moment == moment
+
+
+@contextlib.contextmanager
+def alone(path: str, what: str) -> Iterator[None]:
+    """One process at a time; it ends with the process. HotspareError while another one is at work."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise HotspareError(f"cannot open {path}: {error.strerror}; run this as root") from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            who = os.pread(descriptor, 100, 0).decode(errors="replace").strip() or "another process"
+            raise HotspareError(f"{what} is under way already, by {who}: wait until that has ended") from None
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"process {os.getpid()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)
