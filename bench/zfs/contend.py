@@ -64,7 +64,7 @@ def ours(**told: Any) -> dict[str, Any]:
     return {**worked, "whole": found["seconds"], "processor": found["processor"]}
 
 
-def work(source: str, target: str, host: str, prefix: str, keep: int | None) -> dict[str, Any]:
+def work(source: str, target: str, host: str) -> dict[str, Any]:
     """With the defaults of the module."""
     from hotspare import shell, zfs, zfs_refusals, zfs_send
 
@@ -80,11 +80,9 @@ def work(source: str, target: str, host: str, prefix: str, keep: int | None) -> 
     zfs.run = noted
     root = "/root/.ssh"
     want = zfs_refusals.Want(
-        prefix=prefix,
+        prefix="ours",
         properties={"canmount": "noauto", "readonly": "on"},
         copied=("recordsize", "compression", "atime"),
-        keep_source=zfs_refusals.Keep(keep),
-        keep_target=zfs_refusals.Keep(keep),
     )
     began = time.monotonic()
     with (

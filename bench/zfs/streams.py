@@ -8,7 +8,7 @@ snapshot in each run, which is measured with it."""
 from __future__ import annotations
 
 import shlex
-from typing import Any, Optional
+from typing import Any
 
 from guests import CIPHER, Guest, Guests
 
@@ -93,7 +93,7 @@ class Raw(Way):
 
 
 class Syncoid(Way):
-    """Of the package sanoid, told what ours finds out. It removes its older snapshots, which the others do not."""
+    """Of the package sanoid, told what ours finds out. It removes its older snapshots; ours holds the newest instead."""
 
     name = "syncoid"
 
@@ -109,26 +109,9 @@ class Ours(Way):
     """By the library, as the module zfs_snapshot_send uses it; Ansible's own start is an event of its own."""
 
     name = "hotspare"
-    prefix = "ours"
-    keep: Optional[int] = None
 
     def send(self, number: int) -> dict[str, Any]:
-        return self.guests.one.contend(
-            do="ours",
-            source=self.source,
-            target=self.target,
-            host=self.guests.two.name,
-            prefix=self.prefix,
-            keep=self.keep,
-        )
-
-
-class OursKeepingOne(Ours):
-    """It removes its older snapshots too, as syncoid does, and as a rebuild of a standby lets it."""
-
-    name = "hotspare, keeping one"
-    prefix = "keeping"
-    keep = 1
+        return self.guests.one.contend(do="ours", source=self.source, target=self.target, host=self.guests.two.name)
 
 
 WAYS: list[type[Way]] = [Raw, Syncoid, Ours]
