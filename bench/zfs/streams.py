@@ -93,7 +93,7 @@ class Raw(Way):
 
 
 class Syncoid(Way):
-    """Of the package sanoid, told what ours finds out. It removes its older snapshots; ours holds the newest instead."""
+    """Of the package sanoid, told what ours finds out. It removes its older snapshots; ours holds the newest one."""
 
     name = "syncoid"
 
