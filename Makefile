@@ -109,8 +109,8 @@ bench-archive: venv
 	bench/archive/run.py --output bench/results/archive.json
 	bench/archive/plot.py bench/results/archive.json bench/results/archive.svg
 
-# ZFS snapshots, ours beside zfs send and syncoid, and standbys made of them, in two virtual machines; about 20 minutes on
-# a quiet machine that has to emulate the processor. SIZE=16 SCALE=2 ROUNDS=1 for a short one.
+# ZFS snapshots, ours beside zfs send and syncoid, and standbys made of them, in two virtual machines of its own. It wants
+# a quiet machine. SIZE=16 SCALE=2 ROUNDS=1 for a short one.
 bench-zfs: venv
 	lab/prerequisites qemu
 	lab/guest_image >/dev/null
