@@ -544,8 +544,8 @@ class _Planning:
                     there.append(old)
                     if not mine.bookmark:
                         here.append(mine)
+        self._release(TARGET, there, reason)  # in one session with the holds
         self._release(SOURCE, here, reason)
-        self._release(TARGET, there, reason)
 
     def _common_name(self, view: View) -> str:
         """The newest snapshot of ours, which a chain may go on from."""

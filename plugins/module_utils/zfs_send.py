@@ -11,6 +11,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import Any, Optional
@@ -93,11 +94,17 @@ class _Work:
     # --- decide ------------------------------------------------------------------------------------------------------
 
     def look(self) -> None:
-        for key, side in self.sides.items():
-            deep = self.want.recursive
-            self.views[key] = look(side, self.names[key], recursive=deep, copied=self.want.copied, mounts=key == SOURCE)
+        if any(side.login is not None for side in self.sides.values()):  # at once: another host takes its time
+            with ThreadPoolExecutor(len(self.sides)) as pool:
+                self.views = dict(zip(self.sides, pool.map(self._look, self.sides)))
+        else:
+            self.views = {key: self._look(key) for key in self.sides}
         self.plan = make_plan(self.views[SOURCE], self.views.get(TARGET), self.want, self.now)
         self.sent = [Sent(step, step, step.expected) for step in self.plan.sends]
+
+    def _look(self, key: str) -> View:
+        deep, copied = self.want.recursive, self.want.copied
+        return look(self.sides[key], self.names[key], recursive=deep, copied=copied, mounts=key == SOURCE)
 
     def estimate(self) -> None:
         """Ask zfs send how much each stream will be; of a snapshot that is not there yet, by what was written."""

@@ -129,8 +129,8 @@ def test_and_then_only_what_changed(pair):
         "incremental",
         "mark destination",
         "hold destination",
-        "release source",
         "release destination",
+        "release source",
     ]
     result = pair.run()
     assert (result["kind"], result["changed"], result["sent_bytes"]) == ("incremental", True, 8192)

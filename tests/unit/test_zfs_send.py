@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from typing import Any
 
 import pytest
@@ -43,6 +44,25 @@ def test_the_result(both):
     (stream,) = found["transfers"]
     assert (stream["dataset"], stream["kind"], stream["guid"], stream["base"]) == ("backup/pg", "full", guid, None)
     assert found["steps"][0].startswith("source: zfs snapshot -o hotspare:made=hotspare/")
+
+
+def test_it_looks_at_another_host_and_at_this_one_at_once(both, monkeypatch):
+    met = threading.Barrier(2, timeout=10)
+    for side in both.sides:
+
+        def answer(words, answer=side.host.answer):
+            if words == ("zfs", "version") and not met.broken:
+                met.wait()
+            return answer(words)
+
+        monkeypatch.setattr(side.host, "answer", answer)
+    both.sides[1].login = Login("db2", 22, "root", "/key", "/known")
+    assert both.run()["kind"] == "full"
+    # Whichever fails, it is told as before.
+    both.target.data.clear()
+    both.source.data.clear()
+    with pytest.raises(HotspareError, match=r"there is no dataset tank/pg on db1"):
+        both.run()
 
 
 def test_how_far_it_is(both, tmp_path):

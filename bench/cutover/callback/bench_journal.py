@@ -4,7 +4,7 @@
 """Where a playbook's time goes: writes a line of JSON for each task that ran, to the file HOTSPARE_BENCH_JOURNAL.
 
 {"task", "seconds", and what our modules say of a cutover: "shutdown" of pg_server, "armed" of pg_promote,
-"method" of pg_rebuild}
+"method" and "steps" of pg_rebuild}
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ DOCUMENTATION = """
 name: bench_journal
 type: aggregate
 short_description: Writes down where a playbook's time goes
-description: For bench/cutover.
+description: For bench/cutover and bench/zfs.
 """
 
 
@@ -46,7 +46,7 @@ class CallbackModule(CallbackBase):
     def _result(self, result: Any) -> None:
         self.ran = True
         values = getattr(result, "result", None) or result._result
-        self.step.update({name: values[name] for name in ("shutdown", "armed", "method") if values.get(name)})
+        self.step.update({name: values[name] for name in ("shutdown", "armed", "method", "steps") if values.get(name)})
 
     def v2_playbook_on_task_start(self, task: Any, is_conditional: bool) -> None:
         self._begins(task.get_name())
