@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Optional
 
 from .controldata import ControlData
+from .records import size
 from .wal import LSN_END, HistoryEntry, fork_point, format_lsn
 
 # The ladder, from the least to the most that a node loses, and that is copied.
@@ -170,6 +171,29 @@ def by_snapshot(decision: Decision, local: Local, wanted: str) -> Decision:
     return replace(decision, skipped={**decision.skipped, "zfs": decision.reason if finished else why})
 
 
+def by_less(decision: Decision, local: Local, source: Source, wanted: str) -> Decision:
+    """A rewind, or a ZFS snapshot where less is sent than a rewind copies at least."""
+    copy, copied = local.copy, rewound_bytes(decision, local, source)
+    if wanted != "auto" or copy.obstacle is not None or copy.size is None or copied is None:
+        return decision
+    if copy.size >= copied:
+        reason = f"{decision.reason}; a rewind copies {size(copied)} or more, ZFS would send about {size(copy.size)}"
+        return replace(decision, reason=reason)
+    less = f"possible, but it copies {size(copied)} or more, and ZFS sends about {size(copy.size)}"
+    return Decision(
+        "zfs", f"{decision.reason}; {copy.reason}", decision.diverged_at, {**decision.skipped, "rewind": less}
+    )
+
+
+def rewound_bytes(decision: Decision, local: Local, source: Source) -> Optional[int]:
+    """What pg_rewind copies at least: all WAL that the primary has, and about what the node wrote since they parted."""
+    if source.flush_lsn is None or decision.diverged_at is None:
+        return None
+    begin = decision.diverged_at if source.oldest_wal is None else source.oldest_wal
+    own = local.position.lsn if local.position else None
+    return max(source.flush_lsn - begin, 0) + max((own or 0) - decision.diverged_at, 0)
+
+
 def position(control: ControlData, held: Optional[int] = None, replayed: Optional[int] = None) -> Position:
     """How far the WAL of a node goes. `held`, `replayed`: what is known beyond pg_control, of a standby.
 
@@ -211,6 +235,8 @@ def choose_method(local: Local, source: Source, wanted: str = "auto") -> Decisio
     natural = _natural(local, source)
     if natural.method == "basebackup":
         natural = by_snapshot(natural, local, wanted)
+    elif natural.method == "rewind":
+        natural = by_less(natural, local, source, wanted)
     if wanted in ("auto", natural.method):
         return natural
     if wanted in ("zfs", "basebackup"):

@@ -101,7 +101,8 @@ def look(job: Job) -> tuple[dict[str, Any], Local, Source, Decision]:
     local, source = look_at_node(job, state, source)
     decision = choose_method(local, source, job.wish.method)
     # The other host is asked only where it matters.
-    matters = decision.method == "basebackup" or job.wish.method == "zfs"
+    compared = decision.method == "rewind" and job.wish.method == "auto"
+    matters = compared or decision.method == "basebackup" or job.wish.method == "zfs"
     if job.zfs and source.error is None and matters:
         copy = assess(job.zfs, source, job.real, job.upstream.slot or "")
         local = replace(local, copy=copy)

@@ -264,8 +264,8 @@ SENT = Copy(None, "sent", "incremental", 4096)
         (old_primary(FORK, control=PLAIN, copy=SENT), "auto", "zfs"),
         (old_primary(FORK, control=PLAIN), "auto", "basebackup"),
         (old_primary(FORK, control=PLAIN, copy=SENT), "basebackup", "basebackup"),
-        (old_primary(FORK, copy=SENT), "auto", "rewind"),
         (old_primary(FORK, copy=SENT), "zfs", "zfs"),
+        (old_primary(FORK, copy=SENT), "rewind", "rewind"),
         (old_primary(copy=SENT), "zfs", "zfs"),
         (old_primary(FORK), "zfs", "refuse"),
         (old_primary(FORK, control=PLAIN, copy=SENT, seed="complete"), "auto", "basebackup"),
@@ -279,6 +279,29 @@ def test_a_snapshot_comes_before_a_base_backup(local, wanted, method):
     rungs = ladder(decision)
     assert all(rung["reason"] for rung in rungs)
     assert [rung["method"] for rung in rungs if rung["chosen"]] == ([method] if method in RUNGS else [])
+
+
+@pytest.mark.parametrize(
+    ("oldest", "node", "sent", "method"),
+    [
+        (FORK - 4096, FORK, 4096 + 8192, "rewind"),  # as much: the rung before
+        (FORK - 4096, FORK, 4096 + 8191, "zfs"),
+        (FORK - 4096, FORK + 1000, 4096 + 8192, "zfs"),  # what the node wrote has to be taken back, too
+        (None, FORK, 8192, "rewind"),
+        (None, FORK, 8191, "zfs"),
+        (None, FORK, None, "rewind"),
+    ],
+)
+def test_a_snapshot_comes_before_a_rewind_that_copies_more(oldest, node, sent, method):
+    local = old_primary(node, copy=Copy(None, "what changed is sent", "incremental", sent))
+    decision = choose_method(local, new_primary(oldest_wal=oldest, flush_lsn=FORK + 8192))
+    assert decision.method == method
+    if method == "zfs":
+        assert decision.skipped["rewind"].startswith("possible, but it copies")
+        assert decision.reason.endswith("; what changed is sent")
+    elif sent:
+        assert "a rewind copies" in decision.reason
+    assert all(rung["reason"] for rung in ladder(decision))
 
 
 def test_a_data_directory_that_is_a_mount_point_can_be_a_copy_of_a_snapshot():
