@@ -22,11 +22,11 @@ from .rebuild import Source
 from .rebuild_files import configure_staged, sync, wait_until_gone
 from .rebuild_look import Job, asking
 from .rebuild_zfs_look import PLACED, labelled, sides, want
+from .records import size
 from .shell import HotspareError, write_durably
 from .zfs import LABEL, Side, Snapshot, View, failed, look, look_holds
 from .zfs_layout import EMPTIED, REMOVED, STAGED, Label, Layout, Zfs, read_layout, start_lsn
 from .zfs_plan import new_name
-from .zfs_refusals import size
 from .zfs_send import work
 
 

@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from typing import Optional
 
 from .rebuild import Copy, Source
+from .records import size
 from .shell import HotspareError
 from .zfs import Side, View, is_aside, look
 from .zfs_layout import Label, Layout, Zfs, read_label, read_layout
-from .zfs_refusals import Keep, Refusal, Want, size
+from .zfs_refusals import Keep, Refusal, Want
 from .zfs_send import work
 
 PLACED = "hotspare:placed"  # of the node's outermost dataset: the snapshot that it was made from, until it streams

@@ -21,13 +21,13 @@ from typing import Any, Optional
 from .config_file import read_config_file
 from .rebuild_look import cursor_of
 from .rebuild_zfs_look import COPIED
-from .records import listed
+from .records import listed, size
 from .server import ConnectFailed, Instance, connect
 from .shell import HotspareError, run, write_durably
 from .zfs import NAME, Login, Side, look
 from .zfs_copy import NOTE, PREFIX, PROPERTIES, Note, alone
 from .zfs_layout import read_layout
-from .zfs_refusals import Keep, Want, size
+from .zfs_refusals import Keep, Want
 from .zfs_send import work
 
 WANTED = ("standby", "primary")

@@ -17,8 +17,9 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Optional, Union
 
+from .records import size
 from .zfs import BATCH, FLAGS, FROM, MADE, SNAPSHOT_NAME, Dataset, Snapshot, View
-from .zfs_refusals import Keep, Refusal, Want, chain_flags, check_sending, check_source, require_atomic, size
+from .zfs_refusals import Keep, Refusal, Want, chain_flags, check_sending, check_source, require_atomic
 
 ONCE = ("canmount",)  # properties that those below do not inherit, zfsprops(7)
 SOURCE, TARGET = "source", "destination"

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Optional
 
+from .records import size
 from .shell import HotspareError
 from .zfs import OLDEST, View
 
@@ -153,15 +154,6 @@ def require_room(target: View, needed: int) -> None:
             f"{target.called()} has room for {size(target.available)}, and {size(needed)} would be sent: make room in "
             f"the pool {target.pool.name}, or see its quotas"
         )
-
-
-def size(count: float) -> str:
-    """For people."""
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} TiB"
 
 
 # ---------------------------------------------------------------------------------------------------------------------

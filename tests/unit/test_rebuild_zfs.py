@@ -107,7 +107,7 @@ def test_obstacles(hosts, more, why):
 
 def test_a_pool_without_room_is_an_obstacle(hosts):
     hosts.here.available = 1000
-    assert "has room for 1000 bytes" in hosts.assess().obstacle
+    assert "has room for 1000 B" in hosts.assess().obstacle
 
 
 @pytest.fixture

@@ -202,6 +202,6 @@ def test_where_zfs_send_does_not_say_how_much_it_is_there_has_to_be_room_for_all
     both.source.snapshot("tank/pg@seed")
     both.target.available = 4096
     monkeypatch.setattr(both.source, "_zfs_send", lambda words: "")
-    with pytest.raises(HotspareError, match="has room for 4.0 KiB, and 8.0 KiB would be sent"):
+    with pytest.raises(HotspareError, match="has room for 4.0 kB, and 8.0 kB would be sent"):
         both.run()
     assert "backup/pg" not in both.target.data
