@@ -21,6 +21,7 @@ import pwd
 import re
 import shutil
 import time
+from collections.abc import Iterable
 from datetime import datetime, timezone
 from typing import Any, Optional
 
@@ -30,6 +31,7 @@ from .rebuild import Source
 from .rebuild_look import UNTOUCHED, Job
 from .server import Instance, has_signal, process_id, processes, set_standby_signal, write_upstream
 from .shell import HotspareError, remove_durably, run, write_durably
+from .zfs_layout import EMPTIED, REMOVED
 
 POLL_SECONDS = 0.05
 RECOVERY_TARGETS = tuple(
@@ -210,3 +212,38 @@ def wait_until_gone(job: Job) -> None:
                 " seconds: see its log for what they wait for (often archive_command), and run this again"
             )
         time.sleep(POLL_SECONDS)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A data directory that was copied with a snapshot
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def own(account: str, directory: str, roots: Iterable[str]) -> None:
+    """The server's account may have another number on another host. The data directory comes last: until then a run
+    that died is known by its owner."""
+    ours, theirs = pwd.getpwnam(account), os.lstat(directory).st_uid
+    if theirs == ours.pw_uid:
+        return
+    for root in roots:
+        for folder, folders, files in os.walk(root, topdown=False):
+            for path in (*(os.path.join(folder, name) for name in (*folders, *files)), folder):
+                if path != directory and os.lstat(path).st_uid == theirs:
+                    os.lchown(path, ours.pw_uid, ours.pw_gid)
+    os.lchown(directory, ours.pw_uid, ours.pw_gid)
+
+
+def tidy(directory: str, *more: str) -> None:
+    """Without what is of the other server's processes, and without `more` files."""
+    try:
+        for name in EMPTIED:
+            for entry in os.scandir(os.path.join(directory, name)):
+                if entry.is_dir(follow_symlinks=False):
+                    shutil.rmtree(entry.path)
+                else:
+                    os.unlink(entry.path)
+        for name in (*REMOVED, *more):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(os.path.join(directory, name))
+    except OSError as error:
+        raise HotspareError(f"cannot remove {error.filename}: {error.strerror}; run this again") from error

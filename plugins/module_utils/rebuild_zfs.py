@@ -14,18 +14,16 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pwd
-import shutil
 from datetime import datetime, timezone
 
 from .rebuild import Source
-from .rebuild_files import configure_staged, sync, wait_until_gone
+from .rebuild_files import configure_staged, own, sync, tidy, wait_until_gone
 from .rebuild_look import Job, asking
 from .rebuild_zfs_look import PLACED, labelled, sides, want
 from .records import size
 from .shell import HotspareError, write_durably
 from .zfs import LABEL, Side, Snapshot, View, failed, look, look_holds
-from .zfs_layout import EMPTIED, REMOVED, STAGED, Label, Layout, Zfs, read_layout, start_lsn
+from .zfs_layout import STAGED, Label, Layout, Zfs, read_layout, start_lsn
 from .zfs_plan import new_name
 from .zfs_send import work
 
@@ -84,9 +82,9 @@ def _make_ready(job: Job, here: Side, ours: View, layout: Layout, label: Label) 
     for below, _path in layout.ordered:
         here.run("zfs", "mount", ours.top + below)
     directory = layout.staged(job.real)
-    _own(job, directory, layout)
+    own(job.instance.account, directory, [f"{root}{STAGED}" for root in layout.roots])
     _require_links(directory, layout)
-    _tidy(directory)
+    tidy(directory)
     account = job.instance.account
     if label.spaces:
         write_durably(f"{directory}/tablespace_map", label.spaces, account=account)
@@ -108,8 +106,9 @@ def _place(here: Side, ours: View, layout: Layout, name: str) -> None:
     here.run("zfs", "set", f"{PLACED}={name}", ours.top)
     for below, path in layout.ordered:
         here.run("zfs", "set", f"mountpoint={path}", "canmount=on", ours.top + below)
-    for below, path in layout.ordered:
-        if not os.path.ismount(path):  # some versions of zfs set mount it
+    for below, _path in layout.ordered:
+        # zfs set may have mounted it.
+        if here.run("zfs", "get", "-Hp", "-o", "value", "mounted", ours.top + below).stdout.strip() != "yes":
             here.run("zfs", "mount", ours.top + below)
     for path in layout.roots:
         with contextlib.suppress(OSError):
@@ -120,22 +119,6 @@ def forget(zfs: Zfs) -> None:
     """It streams: nothing has to be continued."""
     with Side() as here:
         here.run("zfs", "inherit", PLACED, zfs.dataset)
-
-
-def _own(job: Job, directory: str, layout: Layout) -> None:
-    """The server's account may have another number on another host. The data directory comes last."""
-    account = pwd.getpwnam(job.instance.account)
-    theirs = os.lstat(directory).st_uid
-    if theirs == account.pw_uid:
-        return
-    for root in layout.roots:
-        for folder, folders, files in os.walk(f"{root}{STAGED}", topdown=False):
-            for path in (os.path.join(folder, name) for name in (*folders, *files)):
-                if path != directory and os.lstat(path).st_uid == theirs:
-                    os.lchown(path, account.pw_uid, account.pw_gid)
-    for path in (*(f"{root}{STAGED}" for root in layout.roots), directory):
-        if os.lstat(path).st_uid == theirs:
-            os.lchown(path, account.pw_uid, account.pw_gid)
 
 
 def _require_links(directory: str, layout: Layout) -> None:
@@ -150,21 +133,6 @@ def _require_links(directory: str, layout: Layout) -> None:
                 f"{os.path.basename(path)} of the primary leads to {to}, which is not in what was copied: put "
                 "that below the dataset that holds the data, too, or say method: basebackup"
             )
-
-
-def _tidy(directory: str) -> None:
-    try:
-        for name in EMPTIED:
-            for entry in os.scandir(os.path.join(directory, name)):
-                if entry.is_dir(follow_symlinks=False):
-                    shutil.rmtree(entry.path)
-                else:
-                    os.unlink(entry.path)
-        for name in REMOVED:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(os.path.join(directory, name))
-    except OSError as error:
-        raise HotspareError(f"cannot remove {error.filename}: {error.strerror}; run this again") from error
 
 
 def remove_dataset(name: str) -> None:

@@ -26,13 +26,14 @@ from typing import Any, Optional
 
 from .conninfo import quote_setting
 from .controldata import ControlData
+from .rebuild_files import own, tidy
 from .rebuild_look import cursor_of
 from .records import duration
 from .server import DEBIAN_ROOT, ConnectFailed, Instance, connect, process_id, processes, read_control, read_text
-from .shell import HotspareError, remove_durably, run, write_durably
+from .shell import HotspareError, run, write_durably
 from .zfs import Side, failed, parse_get
 from .zfs_copy import Copy, Note, alone, newest
-from .zfs_layout import EMPTIED, REMOVED, is_in
+from .zfs_layout import is_in
 
 CHECKS = ("count", "amcheck")
 HOME = "/var/lib/hotspare-zfs/restore-test"
@@ -262,10 +263,11 @@ def _make_ready(place: Place, note: Note, instance: Instance) -> ControlData:
     roots = [place.inside(path) for path in note.paths.values()]
     if os.path.realpath(directory) != directory or not os.path.isfile(f"{directory}/PG_VERSION"):
         raise HotspareError(f"there is no data directory {note.data_directory} in the snapshot")
-    _own(note.account, directory, roots)
+    own(note.account, directory, roots)
     repoint(place, directory, note.paths.values())
     require_inside(directory, roots)
-    _tidy(directory)
+    # A label of a backup counts only where no server had begun with it, and this one took connections.
+    tidy(directory, *SETTINGS_FILES)
     control = read_control(instance)
     if control.system_identifier != note.system_identifier:
         raise HotspareError(
@@ -331,19 +333,6 @@ def settings(place: Place, note: Note, control: ControlData) -> dict[str, str]:
     return found
 
 
-def _own(account: str, directory: str, roots: Iterable[str]) -> None:
-    """The server's account may have another number on another host. The data directory comes last."""
-    ours, theirs = pwd.getpwnam(account), os.lstat(directory).st_uid
-    if theirs == ours.pw_uid:
-        return
-    for root in roots:
-        for folder, folders, files in os.walk(root, topdown=False):
-            for path in (*(os.path.join(folder, name) for name in (*folders, *files)), folder):
-                if path != directory and os.lstat(path).st_uid == theirs:
-                    os.lchown(path, ours.pw_uid, ours.pw_gid)
-    os.lchown(directory, ours.pw_uid, ours.pw_gid)
-
-
 def links(directory: str) -> Iterator[str]:
     """Symbolic links in a data directory and in the tablespaces that it leads to."""
     for folder, folders, files in os.walk(directory):
@@ -383,19 +372,6 @@ def require_inside(directory: str, roots: Iterable[str]) -> None:
             inside = any(is_in(real, root) for root in roots) and os.path.exists(real)
             if not inside or os.stat(real).st_dev not in devices:
                 raise HotspareError(f"{path} leads to {real}, out of the clone: it was not started")
-
-
-def _tidy(directory: str) -> None:
-    """Without what is of the live server's processes. A label of a backup counts only where no server had begun with
-    it, and this one took connections."""
-    for name in EMPTIED:
-        for entry in os.scandir(os.path.join(directory, name)):
-            if entry.is_dir(follow_symlinks=False):
-                shutil.rmtree(entry.path)
-            else:
-                os.unlink(entry.path)
-    for name in (*REMOVED, *SETTINGS_FILES):
-        remove_durably(os.path.join(directory, name))
 
 
 def checkpoint_time(control: ControlData) -> Optional[float]:

@@ -10,10 +10,9 @@ import os
 import pwd
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-from ansible_collections.hotspare.postgresql.plugins.module_utils import rebuild_zfs, rebuild_zfs_look
+from ansible_collections.hotspare.postgresql.plugins.module_utils import rebuild_files, rebuild_zfs, rebuild_zfs_look
 from ansible_collections.hotspare.postgresql.plugins.module_utils.rebuild import Source
 from ansible_collections.hotspare.postgresql.plugins.module_utils.shell import HotspareError
 from ansible_collections.hotspare.postgresql.plugins.module_utils.zfs import Login, look
@@ -130,10 +129,10 @@ def copy(tmp_path):
 
 def test_a_copy_keeps_nothing_that_is_the_primarys(copy):
     directory, _layout = copy
-    rebuild_zfs._tidy(str(directory))
+    rebuild_files.tidy(str(directory))
     left = sorted(str(path.relative_to(directory)) for path in directory.rglob("*"))
     assert left == sorted(["PG_VERSION", "base", "pg_tblspc", "pg_wal", *EMPTIED])
-    rebuild_zfs._tidy(str(directory))
+    rebuild_files.tidy(str(directory))
 
 
 def test_what_the_copy_leads_to_was_copied_too(copy, tmp_path):
@@ -154,7 +153,7 @@ def test_what_the_copy_leads_to_was_copied_too(copy, tmp_path):
 
 
 def test_the_copy_gets_this_hosts_account(copy, tmp_path):
-    directory, layout = copy
+    directory, _layout = copy
     (tmp_path / "wal.seeding").mkdir()
     (tmp_path / "wal.seeding" / "0001").write_text("x")
     mine = pwd.getpwnam("nobody")
@@ -163,8 +162,8 @@ def test_the_copy_gets_this_hosts_account(copy, tmp_path):
     for path in every:
         os.lchown(path, theirs, theirs)
     os.lchown(directory / "base", 0, 0)
-    job = SimpleNamespace(instance=SimpleNamespace(account="nobody"))
-    rebuild_zfs._own(job, str(directory), layout)
+    roots = [str(directory.parent), str(tmp_path / "wal.seeding")]
+    rebuild_files.own("nobody", str(directory), roots)
     assert {os.lstat(path).st_uid for path in every} == {mine.pw_uid, 0}
     assert os.lstat(directory / "base").st_uid == 0
-    rebuild_zfs._own(job, str(directory), layout)
+    rebuild_files.own("nobody", str(directory), roots)
