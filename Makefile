@@ -74,11 +74,11 @@ installed: venv
 	ansible-galaxy collection build --output-path .cache/dist
 	ansible-galaxy collection install --force --offline --no-deps --collections-path .cache/installed .cache/dist/*.tar.gz
 
-# Machines with a kernel of their own, for OpenZFS.
+# Machines with a kernel of their own, for OpenZFS. `make soak` runs its longer tests, too.
 molecule-zfs: installed
 	lab/prerequisites qemu
 	lab/guest_image >/dev/null
-	HOTSPARE_IMAGE=none HOTSPARE_COLLECTIONS=installed molecule test -s zfs
+	HOTSPARE_IMAGE=none HOTSPARE_COLLECTIONS=installed HOTSPARE_MITOGEN=$$(python -c 'import ansible_mitogen; print(*ansible_mitogen.__path__)') molecule test -s zfs
 
 molecule-%: installed lab
 	HOTSPARE_IMAGE=$$(lab/image $(SUITE)) HOTSPARE_COLLECTIONS=installed molecule test -s $*
@@ -91,6 +91,7 @@ matrix: venv
 soak: installed lab
 	pytest tests/unit -m hypothesis --hypothesis-profile search
 	lab/soak
+	HOTSPARE_MARKED='soak or not soak' $(MAKE) --no-print-directory molecule-zfs
 
 bench: venv lab
 	bench/run.py

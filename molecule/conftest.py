@@ -149,6 +149,9 @@ class Lab:
                 "ANSIBLE_FORCE_COLOR": "0",
                 "ANSIBLE_NOCOLOR": "1",
                 "ANSIBLE_PIPELINING": "1",
+                "ANSIBLE_CALLBACK_PLUGINS": str(HERE / "callback"),
+                "ANSIBLE_CALLBACKS_ENABLED": "module_cache",
+                "HOTSPARE_MODULE_CACHE": str(self.directory / "modules"),
                 **(env or {}),
             },
             stdin=subprocess.DEVNULL,
@@ -185,8 +188,7 @@ class Lab:
             playbook,
             *args,
             env={
-                "ANSIBLE_CALLBACK_PLUGINS": str(HERE / "callback"),
-                "ANSIBLE_CALLBACKS_ENABLED": "kill_after",
+                "ANSIBLE_CALLBACKS_ENABLED": "module_cache,kill_after",
                 "HOTSPARE_KILL_AFTER": str(after),
                 "HOTSPARE_JOURNAL": str(journal),
             },
@@ -313,7 +315,7 @@ class Lab:
         deadline = time.monotonic() + timeout
         while not condition():
             assert time.monotonic() < deadline, f"not within {timeout} s: {what}"
-            time.sleep(0.05)
+            time.sleep(0.2)  # most conditions start a process in a container
 
     def wait_for_replay(self, node: str, lsn: str) -> None:
         replayed = f"SELECT pg_last_wal_replay_lsn() >= '{lsn}'"

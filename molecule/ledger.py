@@ -104,7 +104,7 @@ class Ledger(Worker):
                 if connection is not None:
                     connection.close()
                 connection = None
-            self.stopping.wait(0.005)
+            self.stopping.wait(0.02)
         if connection is not None:
             connection.close()
 

@@ -5,23 +5,28 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from ansible.errors import AnsibleFilterError
-from ansible_collections.hotspare.postgresql.plugins.module_utils.archive_config import mistake
-from ansible_collections.hotspare.postgresql.plugins.module_utils.archive_report import archive_table
-from ansible_collections.hotspare.postgresql.plugins.module_utils.cutover import failover_plan
-from ansible_collections.hotspare.postgresql.plugins.module_utils.lock import this_run
-from ansible_collections.hotspare.postgresql.plugins.module_utils.records import slot_name
-from ansible_collections.hotspare.postgresql.plugins.module_utils.report import cutover_timeline
-from ansible_collections.hotspare.postgresql.plugins.module_utils.status import status_table
-from ansible_collections.hotspare.postgresql.plugins.module_utils.topology import (
-    rebuild_plan,
-    safe_parameters,
-    site_plan,
-    topology,
-)
+
+UTILS = "ansible_collections.hotspare.postgresql.plugins.module_utils"
+# Where each filter is: module, and function. They are imported when one is called: each worker of Ansible does that
+# again, and compiles what it imports of a collection.
+FILTERS = {
+    "topology": ("topology", "topology"),
+    "site_plan": ("topology", "site_plan"),
+    "rebuild_plan": ("topology", "rebuild_plan"),
+    "safe_parameters": ("topology", "safe_parameters"),
+    "failover_plan": ("cutover", "failover_plan"),
+    "status_table": ("status", "status_table"),
+    "slot_name": ("records", "slot_name"),
+    "this_run": ("lock", "this_run"),
+    "cutover_timeline": ("report", "cutover_timeline"),
+    "archive_table": ("archive_report", "archive_table"),
+    "archive_mistake": ("archive_config", "mistake"),
+}
 
 
 def _plain(value: Any) -> Any:
@@ -33,10 +38,11 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _filter(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+def _filter(name: str, module: str, function: str) -> Callable[..., Any]:
     def call(*args: Any, **kwargs: Any) -> Any:
+        found = getattr(importlib.import_module(f"{UTILS}.{module}"), function)
         try:
-            return function(*_plain(args), **_plain(kwargs))
+            return found(*_plain(args), **_plain(kwargs))
         except (TypeError, KeyError, AttributeError, ValueError) as error:
             raise AnsibleFilterError(
                 f"hotspare.postgresql.{name} cannot read what it was given: {type(error).__name__} {error}"
@@ -49,17 +55,4 @@ class FilterModule:
     """Filters of this collection."""
 
     def filters(self) -> dict[str, Callable[..., Any]]:
-        functions: dict[str, Callable[..., Any]] = {
-            "topology": topology,
-            "site_plan": site_plan,
-            "failover_plan": failover_plan,
-            "rebuild_plan": rebuild_plan,
-            "safe_parameters": safe_parameters,
-            "status_table": status_table,
-            "slot_name": slot_name,
-            "this_run": this_run,
-            "cutover_timeline": cutover_timeline,
-            "archive_table": archive_table,
-            "archive_mistake": mistake,
-        }
-        return {name: _filter(name, function) for name, function in functions.items()}
+        return {name: _filter(name, *place) for name, place in FILTERS.items()}

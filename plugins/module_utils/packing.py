@@ -68,15 +68,22 @@ def pack(files: Mapping[str, str]) -> bytes:
 
 def source_beside(name: str) -> Callable[[str], str]:
     """What tells the text of the modules beside the imported module `name`, from wherever Python got it: a directory,
-    or the zip file in which Ansible sends a module. HotspareError for one that is not there."""
+    the zip file in which Ansible sends a module, or the control node, of which mitogen fetches what is imported.
+    HotspareError for one that is not there."""
     package = name.rpartition(".")[0]
 
     def source(module: str) -> str:
-        spec = importlib.util.find_spec(f"{package}.{module}")
+        full = f"{package}.{module}"
+        spec = importlib.util.find_spec(full)
         loader: Any = spec.loader if spec is not None else None
-        text: Optional[str] = loader.get_source(f"{package}.{module}") if hasattr(loader, "get_source") else None
+        text: Optional[str] = None
+        if hasattr(loader, "get_source"):
+            text = loader.get_source(full)
+            if text is None:  # not fetched yet
+                importlib.import_module(full)
+                text = loader.get_source(full)
         if text is None:
-            raise HotspareError(f"the text of {package}.{module} is not to be had: install the collection again")
+            raise HotspareError(f"the text of {full} is not to be had: install the collection again")
         return text
 
     return source

@@ -192,6 +192,12 @@ class Side:
 
     def run(self, *words: str, check: bool = True) -> Completed:
         """HotspareError says on which host it failed."""
+        (done,) = self.run_all([words])
+        if check and done.rc != 0:
+            raise failed(self.where, words, done.stderr or done.stdout)
+        return done
+
+    def _session(self, words: Words) -> Completed:
         argv = self.stages([words])[0].argv
         try:
             done = run(argv, timeout=LOOK_SECONDS, check=False)
@@ -199,8 +205,6 @@ class Side:
             raise HotspareError(f"{self.where}: {error.message}", **error.facts) from error
         if self.login and done.rc == 255:
             raise unreachable(self.login, done.stderr)
-        if check and done.rc != 0:
-            raise failed(self.where, words, done.stderr or done.stdout)
         return done
 
     def run_all(self, commands: Sequence[Words], *, stop: bool = False) -> list[Completed]:
@@ -209,12 +213,12 @@ class Side:
         if self.login is None:
             done: list[Completed] = []
             for words in commands:
-                done.append(self.run(*words, check=False))
+                done.append(self._session(words))
                 if stop and done[-1].rc != 0:
                     break
             return done
-        script = batch(commands, stop)
-        ended = self.run("sh", "-c", script, check=False)
+        # Not by its own exit code: 255 is what zfs ends with at times, and what ssh ends with when it has no connection.
+        ended = self._session(["sh", "-c", batch(commands, stop)])
         # What each wrote, and its exit code behind it; what they said may be of any of them.
         parts = re.split(r"^=(\d+)=$\n?", ended.stdout, flags=re.MULTILINE)
         codes = [int(code) for code in parts[1::2]]
@@ -255,7 +259,7 @@ class Side:
 
 
 AFTER = '; r=$?; echo "=$r="'
-STOP = " && (exit $r) || exit $r"
+STOP = "; [ $r = 0 ] || exit 1"
 
 
 def batch(commands: Sequence[Words], stop: bool) -> str:

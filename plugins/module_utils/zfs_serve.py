@@ -224,7 +224,7 @@ def _run_all(asked_for: Batch) -> int:
         sys.stdout.flush()
         if rc and asked_for.stop:
             break
-    return rc if asked_for.stop else 0
+    return 1 if rc and asked_for.stop else 0
 
 
 def _run(pipeline: Sequence[Sequence[str]]) -> int:

@@ -152,7 +152,7 @@ def test_there_every_exit_code_counts(far):
 
 
 def test_commands_share_one_connection_which_ends(far, monkeypatch):
-    ran = Ran()
+    ran = Ran(0, "=0=\n")
     monkeypatch.setattr(zfs, "run", ran)
     far.run("zfs", "version")
     far.run("zfs", "version")
@@ -194,7 +194,7 @@ def test_the_script_of_many(stop):
     script = zfs.batch([("echo", "a b"), ("sh", "-c", "exit 3"), ("echo", "c")], stop)
     done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=False)
     assert done.stdout == ("a b\n=0=\n=3=\n" if stop else "a b\n=0=\n=3=\nc\n=0=\n")
-    assert done.returncode == (3 if stop else 0)
+    assert done.returncode == (1 if stop else 0)
 
 
 def test_here_many_are_many():
@@ -234,11 +234,21 @@ def test_who_cannot_be_reached(far, monkeypatch, said, told):
     ],
 )
 def test_what_fails_says_where_and_what_next(far, monkeypatch, said, advice):
-    monkeypatch.setattr(zfs, "run", Ran(1, "", said))
+    monkeypatch.setattr(zfs, "run", Ran(0, "=1=\n", said))
     with pytest.raises(HotspareError, match=f"zfs hold on db2 failed: .*{advice}") as caught:
         far.run("zfs", "hold", "x", "tank@y")
     assert caught.value.facts["command"] == ["zfs", "hold", "x", "tank@y"]
     assert far.run("zfs", "hold", check=False).rc == 1
+
+
+def test_an_exit_code_of_zfs_is_not_taken_for_one_of_ssh(far, monkeypatch):
+    """`zfs send -t` ends with 255 where the snapshot is gone, as ssh does without a connection."""
+    said = "cannot resume send: 'tank/pg@seed' used in the initial send no longer exists\n"
+    monkeypatch.setattr(zfs, "run", Ran(0, "\ttoguid = 1f\n=255=\n", said))
+    done = far.run("zfs", "send", "-nvP", "-t", "1-2-3", check=False)
+    assert (done.rc, done.stdout, done.stderr) == (255, "\ttoguid = 1f\n", said)
+    script = zfs.batch([("sh", "-c", "exit 255")], True)
+    assert subprocess.run(["sh", "-c", script], capture_output=True, check=False).returncode == 1
 
 
 def test_what_is_not_installed(monkeypatch):
@@ -252,5 +262,5 @@ def test_what_is_not_installed(monkeypatch):
 
 def test_which_filters_there_are(far, monkeypatch):
     assert Side().has("cat") and not Side().has("no-such-filter")
-    monkeypatch.setattr(zfs, "run", Ran(127))
+    monkeypatch.setattr(zfs, "run", Ran(0, "=127=\n"))
     assert not far.has("mbuffer")

@@ -19,7 +19,7 @@ from pathlib import Path
 from ledger import Watch, assert_pair, both_writable, ledger, missing
 
 README = Path(__file__).parents[3] / "README.md"
-DOCUMENTS = int(os.environ.get("HOTSPARE_DOCUMENTS", "6000"))
+DOCUMENTS = int(os.environ.get("HOTSPARE_DOCUMENTS", "3000"))
 TODAY, AFTER, NIGHT, *BEFORE = (f"{date.today() - timedelta(days=days):%Y/%m/%d}" for days in range(28))
 
 
@@ -183,7 +183,7 @@ def test_a_clock_that_jumps_changes_nothing(lab, archives):
 
 
 def test_many_small_documents_midnight_passes_meanwhile_and_days_are_sealed(lab, archives):
-    """Some hundred a day, and as many again on the last day as on all others; HOTSPARE_DOCUMENTS of them."""
+    """Dozens a day, and as many again on the last day as on all others; HOTSPARE_DOCUMENTS of them."""
     one, two = lab.roles()
     everywhere = (one, two, lab.store)
     with archives.no_timer(one):

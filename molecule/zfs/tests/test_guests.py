@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 
 def streams(lab, primary):
     return lab.sql(primary, "SELECT state FROM pg_stat_replication") == "streaming"
@@ -16,6 +18,7 @@ def test_data_on_real_openzfs(lab, guests):
         assert lab.run(node, "findmnt", "-no", "FSTYPE,SOURCE", "-T", lab.data).split() == ["zfs", "tank/pg/data"]
 
 
+@pytest.mark.soak
 def test_cable_pulled(lab, guests):
     """The standby is cut off, the primary goes on; both meet again without anybody's help."""
     primary, standby = lab.roles()
@@ -28,6 +31,7 @@ def test_cable_pulled(lab, guests):
     lab.wait_for_replay(standby, lsn)
 
 
+@pytest.mark.soak
 def test_power_cut(lab, guests):
     """A standby whose power was cut imports its pools, mounts its datasets, starts its server and streams."""
     primary, standby = lab.roles()

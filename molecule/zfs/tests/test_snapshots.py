@@ -74,6 +74,7 @@ exec /usr/sbin/zfs "$@"
 """
 
 
+@pytest.mark.soak
 def test_the_timer_waits_on_every_node(lab, guests):
     for node in lab.addresses:
         assert lab.run(node, "systemctl", "is-active", f"{UNIT}.timer").strip() == "active"
@@ -118,6 +119,7 @@ def test_the_standby_sends_snapshots_and_keeps_so_many(lab, guests):
     assert guests.properties(standby, f"{copy}/data", "mounted", "readonly") == {"mounted": "no", "readonly": "on"}
 
 
+@pytest.mark.soak
 def test_the_timers_service_does_the_same(lab, guests):
     primary, standby = lab.roles()
     before = backups(lab, standby, f"{COPIES}/{standby}")
@@ -135,7 +137,7 @@ def test_the_timers_service_does_the_same(lab, guests):
     assert re.search(line, told(lab.play("status")))
 
 
-@pytest.mark.parametrize("check", ["count", "amcheck"])
+@pytest.mark.parametrize("check", ["amcheck", pytest.param("count", marks=pytest.mark.soak)])
 def test_the_newest_can_be_restored_and_nothing_is_left_of_it(lab, guests, check):
     primary, standby = lab.roles()
     before, started = pools(lab, standby), lab.sql(standby, "SELECT pg_postmaster_start_time()")
@@ -158,6 +160,7 @@ def test_the_newest_can_be_restored_and_nothing_is_left_of_it(lab, guests, check
         assert lab.sql(primary, "SELECT count(*) FROM pg_extension WHERE extname = 'amcheck'") in ("0", "1")
 
 
+@pytest.mark.soak
 def test_a_copy_that_is_broken_is_told_and_removed_and_the_log_stays(lab, guests):
     """Its WAL was overwritten in a copy of the copy: what pg_control asks for is not there."""
     _primary, standby = lab.roles()
@@ -193,6 +196,7 @@ exec "$0.real" "$@"
 """
 
 
+@pytest.mark.soak
 def test_a_test_that_was_killed_is_cleaned_up_by_the_next(lab, guests):
     _primary, standby = lab.roles()
     copy = f"{COPIES}/{standby}"
@@ -207,6 +211,7 @@ def test_a_test_that_was_killed_is_cleaned_up_by_the_next(lab, guests):
     assert left(lab, standby) == []
 
 
+@pytest.mark.soak
 def test_a_dataset_that_is_only_called_so_is_left_alone(lab, guests):
     _primary, standby = lab.roles()
     name = f"{COPIES}/{standby}:restore-test"
@@ -219,6 +224,7 @@ def test_a_dataset_that_is_only_called_so_is_left_alone(lab, guests):
         lab.run(standby, "zfs", "destroy", name)
 
 
+@pytest.mark.soak
 def test_a_long_send_shows_how_far_it_is(lab, guests):
     primary, standby = lab.roles()
     lab.sql(primary, "CREATE TABLE bulk AS SELECT md5(n::text) FROM generate_series(1, 200000) n")
@@ -246,6 +252,7 @@ def sends(lab, node):
     return told.get("state") == "sending" and (told.get("estimated_bytes") or 0) > 5 << 20
 
 
+@pytest.mark.soak
 def test_the_primary_takes_over_while_no_standby_streams(lab, guests):
     primary, standby = lab.roles()
     lab.run(standby, "systemctl", "stop", lab.service)
@@ -262,6 +269,7 @@ def test_the_primary_takes_over_while_no_standby_streams(lab, guests):
     assert left(lab, primary) == []
 
 
+@pytest.mark.soak
 def test_what_cannot_be_meant_is_refused(lab, guests):
     before = {node: pools(lab, node) for node in lab.addresses}
     for given, said in (
@@ -277,6 +285,7 @@ def test_what_cannot_be_meant_is_refused(lab, guests):
     assert {node: pools(lab, node) for node in lab.addresses} == before
 
 
+@pytest.mark.soak
 def test_without_a_place_there_is_no_timer(lab, guests):
     assert lab.play("site", "-e", "zfs_backup_dataset=").changed > 0
     assert lab.play("site", "-e", "zfs_backup_dataset=").changed == 0
@@ -296,6 +305,7 @@ postgres:
 """
 
 
+@pytest.mark.soak
 def test_a_pool_of_another_host(lab, guests, tmp_path):
     """Each node's copies lie on the other one, which is in the inventory: the restore test runs there."""
     primary, standby = lab.roles()
