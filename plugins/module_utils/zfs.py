@@ -217,7 +217,7 @@ class Side:
                 if stop and done[-1].rc != 0:
                     break
             return done
-        # Not by its own exit code: 255 is what zfs ends with at times, and what ssh ends with when it has no connection.
+        # Not by its own exit code: zfs ends with 255 at times, which is what ssh ends with when it has no connection.
         ended = self._session(["sh", "-c", batch(commands, stop)])
         # What each wrote, and its exit code behind it; what they said may be of any of them.
         parts = re.split(r"^=(\d+)=$\n?", ended.stdout, flags=re.MULTILINE)
