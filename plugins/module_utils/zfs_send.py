@@ -27,6 +27,10 @@ UNZSTD = ("zstd", "-q", "-d", "-c")
 MBUFFER = ("mbuffer", "-q", "-m", "128M")  # the receiver stops for each transaction group, the network need not
 WORTHWHILE = 64 << 20  # bytes, from which on a buffer and a look for its program pay
 
+# What zfs receive says of a token that is outdated: one that was cut off from its sender ends when its host notices,
+# which may be after we have looked.
+OUTDATED = "contains partially-complete state"
+
 GET = ("zfs", "get", "-Hp", "-o", "name,property,value,source")
 
 Flow = Callable[[Sequence[Stage], Sequence[Stage], Callable[[int], None]], int]
@@ -58,15 +62,19 @@ def work(
 
     In check mode the same is decided, and estimated.
     """
-    work = _Work(source, target, names, want, now or datetime.now(timezone.utc), status_file, transfer)
-    try:
-        work.look()
-        work.estimate()
-        if not check_mode:
-            work.do()
-    except HotspareError as error:
-        error.facts.update({**work.record(), **error.facts})
-        raise
+    for again in (False, True):
+        work = _Work(source, target, names, want, now or datetime.now(timezone.utc), status_file, transfer)
+        try:
+            work.look()
+            work.estimate()
+            if not check_mode:
+                work.do()
+            break
+        except HotspareError as error:
+            if OUTDATED in str(error.facts.get("stderr", "")) and not again:
+                continue
+            error.facts.update({**work.record(), **error.facts})
+            raise
     return work.record()
 
 

@@ -106,6 +106,29 @@ def test_what_was_interrupted_stays_held(both):
     assert snap.holds == {"hotspare"}
 
 
+@pytest.mark.parametrize("lasts", [False, True])
+def test_a_token_that_was_outdated_meanwhile_is_asked_for_again(both, lasts):
+    """The receive that was cut off had not ended when we looked."""
+    with pytest.raises(HotspareError):
+        both.run(transfer=transfer(both.source, both.target, lambda: False))
+    sent = []
+
+    def flow(before, after, tell):
+        sent.append(before)
+        if lasts or len(sent) == 1:
+            raise HotspareError(
+                "it failed", stderr='destination backup/pg contains partially-complete state from "-s".'
+            )
+        return both.flow(before, after, tell)
+
+    if lasts:
+        with pytest.raises(HotspareError, match="it failed"):
+            both.run(transfer=flow)
+    else:
+        assert both.run(transfer=flow)["kind"] == "resumed"
+    assert len(sent) == 2
+
+
 @pytest.mark.parametrize("wrong", ["other", "token", "gone"])
 def test_what_arrived_is_read_back(both, wrong):
     both.run(want={"snapshot": "base"})

@@ -84,6 +84,7 @@ def test_the_timer_waits_on_every_node(lab, guests):
         assert guests.properties(node, COPIES, "canmount", "mountpoint") == {"canmount": "off", "mountpoint": "none"}
 
 
+@pytest.mark.soak
 def test_check_mode_tells_whose_turn_it_is_and_changes_nothing(lab, guests):
     primary, standby = lab.roles()
     before = {node: pools(lab, node) for node in lab.addresses}

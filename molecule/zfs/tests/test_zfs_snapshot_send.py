@@ -287,7 +287,10 @@ def test_within_one_machine(send):
 # --- what breaks, and goes on ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("victim", ["sender", "receiver", "network", pytest.param("module", marks=pytest.mark.soak)])
+SOAKED = [pytest.param(victim, marks=pytest.mark.soak) for victim in ("network", "module")]
+
+
+@pytest.mark.parametrize("victim", ["sender", "receiver", *SOAKED])
 def test_what_broke_goes_on(send, victim):
     send.fill(send.one, "/mnt/send/pg/much", PART)
     send.guests.run(send.one, "rm", "-f", "/run/hotspare-send.json")
@@ -451,14 +454,17 @@ def test_back_after_a_cutover(send):
 # --- what is refused -------------------------------------------------------------------------------------------------
 
 
-def test_refusals(send):
+def test_what_would_be_no_whole_copy_is_refused(send):
     for below in ("", "/wal"):
         send.zfs(send.one, "snapshot", f"{TOP}/pg{below}@apart")
     assert "were not taken at once (transaction groups: " in send.refused(snapshot="apart")
-    assert "and `allow_full` is false" in send.refused(allow_full=False)
     send.zfs(send.two, "set", "quota=1M", THERE)
     assert "would be sent: make room in the pool vault, or see its quotas" in send.refused()
-    send.zfs(send.two, "set", "quota=none", THERE)
+
+
+@pytest.mark.soak
+def test_refusals(send):
+    assert "and `allow_full` is false" in send.refused(allow_full=False)
     assert "is mounted at /mnt/send/pg/wal, inside of" in send.refused(recursive=False)
     assert "is a whole pool" in send.refused(destination={"dataset": "vault", **send.login(send.two)})
     far = {"dataset": "vault/none/pg", **send.login(send.two)}
@@ -470,18 +476,27 @@ def test_refusals(send):
     assert "there is no dataset" in send.refused(source={"dataset": "tank/nothing"})
 
 
-def test_an_encrypted_source(send):
+@pytest.fixture
+def secret(send):
+    """What sends an encrypted dataset."""
     key = ["-o", "encryption=aes-256-gcm", "-o", "keyformat=raw", "-o", "keylocation=file:///root/zfs.key"]
     send.guests.run(send.one, "dd", "if=/dev/urandom", "of=/root/zfs.key", "bs=32", "count=1")
     send.zfs(send.one, "create", *key, f"{TOP}/secret")
     send.fill(send.one, "/mnt/send/secret/file")
-    args = {
+    return {
         "source": {"dataset": f"{TOP}/secret"},
         "destination": {"dataset": f"{THERE}/secret", **send.login(send.two)},
         "recursive": False,
     }
-    assert "is encrypted: set `raw: true`" in send.refused(**args)
-    args["snapshot"] = "seed"
+
+
+def test_an_encrypted_source_is_refused(send, secret):
+    assert "is encrypted: set `raw: true`" in send.refused(**secret)
+
+
+@pytest.mark.soak
+def test_an_encrypted_source_is_sent_as_it_is(send, secret):
+    args = {**secret, "snapshot": "seed"}
     sent = send.run(**args, raw=True)
     assert " send -w " in " ".join(sent["steps"])
     assert send.value(send.two, f"{THERE}/secret", "keystatus") == "unavailable"
