@@ -10,6 +10,7 @@ import os
 import pwd
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from ansible_collections.hotspare.postgresql.plugins.module_utils import rebuild_files, rebuild_zfs, rebuild_zfs_look
@@ -254,3 +255,69 @@ def test_the_copy_gets_this_hosts_account(copy, tmp_path):
     assert {os.lstat(path).st_uid for path in every} == {mine.pw_uid, 0}
     assert os.lstat(directory / "base").st_uid == 0
     rebuild_files.own("nobody", str(directory), roots)
+
+
+class Mounting:
+    """A host whose datasets are mounted by zfs mount, and not by zfs set."""
+
+    def __init__(self, *mounted: str) -> None:
+        self.mounted, self.said = set(mounted), []
+
+    def run(self, *words: str, **_options: object) -> Completed:
+        self.said.append(" ".join(words))
+        if words[1] == "mount":
+            self.mounted.add(words[-1])
+        out = ("yes" if words[-1] in self.mounted else "no") if words[1] == "get" else ""
+        return Completed(list(words), 0, f"{out}\n", "", 0.0)
+
+
+def received(top: str, **below: Dataset) -> View:
+    return View("db2", top, Pool("tank", "3", "ONLINE"), (2, 3), {f"/{name}": one for name, one in below.items()})
+
+
+def test_it_is_marked_before_it_is_mounted_outer_datasets_first(tmp_path):
+    layout = Layout({"/wal": f"{tmp_path}/17/main/pg_wal", "/data": f"{tmp_path}/17"})
+    here = Mounting()
+    rebuild_zfs._place(here, received("tank/pg"), layout, "s/7/1/slot")
+    assert [words for words in here.said if " get " not in words] == [
+        "zfs set hotspare:placed=s/7/1/slot tank/pg",
+        f"zfs set mountpoint={tmp_path}/17 canmount=on tank/pg/data",
+        "zfs mount tank/pg/data",
+        f"zfs set mountpoint={tmp_path}/17/main/pg_wal canmount=on tank/pg/wal",
+        "zfs mount tank/pg/wal",
+    ]
+
+
+def test_what_a_dead_run_has_not_mounted_is_mounted(monkeypatch):
+    data = Dataset("tank/pg/data", "filesystem", "1", mounted=True, mountpoint="/pg/17", canmount="on")
+    wal = Dataset("tank/pg/wal", "filesystem", "2", mountpoint="/wal.staged", canmount="noauto")
+    theirs = received("tank/pg", data=data, wal=replace(wal, mounted=True, mountpoint="/wal"))
+    here, job = Mounting("tank/pg/data"), SimpleNamespace(real="/pg/17/main")
+    monkeypatch.setattr(rebuild_zfs, "sides", lambda _zfs: contextlib.nullcontext(("there", here)))
+    ours = {"now": received("tank/pg", data=data, wal=wal)}
+    monkeypatch.setattr(rebuild_zfs, "look", lambda side, _name, **_options: ours["now"] if side is here else theirs)
+    rebuild_zfs.mount_again(ZFS, job, SOURCE)
+    assert [words for words in here.said if " get " not in words] == [
+        "zfs set mountpoint=/wal canmount=on tank/pg/wal",
+        "zfs mount tank/pg/wal",
+    ]
+    ours["now"] = received("tank/pg", data=data)
+    with pytest.raises(HotspareError, match="tank/pg/wal is gone since it was received"):
+        rebuild_zfs.mount_again(ZFS, job, SOURCE)
+
+
+def test_a_dataset_that_somebody_else_holds_keeps_all_holds(monkeypatch):
+    held = Snapshot("tank/pg-aside-x", "a", "1", 1, userrefs=1, holds=frozenset({"hotspare-db2"}))
+    foreign = Snapshot("tank/pg-aside-x", "b", "2", 2, userrefs=1, holds=frozenset({"hotspare-db2", "nightly"}))
+    said = []
+
+    def run(_side, *words, check=True):
+        said.append(words)
+        return Completed(list(words), 0, "", "", 0.0)
+
+    monkeypatch.setattr(Side, "run", run)
+    view = received("tank/pg-aside-x", x=Dataset("tank/pg-aside-x", "filesystem", "1", snapshots=(held, foreign)))
+    monkeypatch.setattr(rebuild_zfs, "look", lambda *_words, **_options: view)
+    with pytest.raises(HotspareError, match="@b is held by nightly, which is not ours"):
+        rebuild_zfs.remove_dataset("tank/pg-aside-x")
+    assert said == []
