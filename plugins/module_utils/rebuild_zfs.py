@@ -134,9 +134,8 @@ def _place(here: Side, ours: View, layout: Layout, mark: str) -> None:
 def _mount(here: Side, name: str, path: str) -> None:
     """For good."""
     here.run("zfs", "set", f"mountpoint={path}", "canmount=on", name)
-    if (
-        here.run("zfs", "get", "-Hp", "-o", "value", "mounted", name).stdout.strip() != "yes"
-    ):  # zfs set may have done it
+    mounted = here.run("zfs", "get", "-Hp", "-o", "value", "mounted", name).stdout.strip()
+    if mounted != "yes":  # zfs set may have done it
         here.run("zfs", "mount", name)
 
 
