@@ -172,9 +172,14 @@ def by_snapshot(decision: Decision, local: Local, wanted: str) -> Decision:
 
 
 def by_less(decision: Decision, local: Local, source: Source, wanted: str) -> Decision:
-    """A rewind, or a ZFS snapshot where less is sent than a rewind copies at least."""
+    """A rewind; or a ZFS snapshot, where less is sent than a rewind copies at least, or the directory has to stay."""
     copy, copied = local.copy, rewound_bytes(decision, local, source)
-    if wanted != "auto" or copy.obstacle is not None or copy.size is None or copied is None:
+    if wanted != "auto" or copy.obstacle is not None:
+        return decision
+    if local.mount_point:
+        skipped = {**decision.skipped, "rewind": f"not possible: {local.real_directory} is a mount point"}
+        return Decision("zfs", f"{decision.reason}; {copy.reason}", decision.diverged_at, skipped)
+    if copy.size is None or copied is None:
         return decision
     if copy.size >= copied:
         reason = f"{decision.reason}; a rewind copies {size(copied)} or more, ZFS would send about {size(copy.size)}"
@@ -420,7 +425,7 @@ def guards(local: Local, source: Source, wish: Wish, decision: Decision) -> list
         _guard_directory(local, decision, check)
     if decision.method == "basebackup" and local.seed != "complete":
         _guard_copy(local, source, check)
-    if source.full_page_writes is False:
+    if source.full_page_writes is False and decision.method != "zfs":
         check(
             "torn_pages",
             not local.torn_pages,

@@ -148,12 +148,13 @@ _SIZE = """SET search_path = pg_catalog; SELECT
 
 
 @contextlib.contextmanager
-def asking(upstream: Upstream, account: str, replication: bool = False) -> Iterator[Any]:
+def asking(upstream: Upstream, account: str, replication: bool = False, statement_timeout: float = 30) -> Iterator[Any]:
     """A cursor on the primary; HotspareError also for a query that fails."""
     parameters = {**upstream.parameters(), "dbname": "postgres", "application_name": "hotspare"}
-    with cursor_of(
-        connect_conninfo(parameters, account=account, replication=replication), f"{upstream.host}:{upstream.port}"
-    ) as cursor:
+    connection = connect_conninfo(
+        parameters, account=account, replication=replication, statement_timeout=statement_timeout
+    )
+    with cursor_of(connection, f"{upstream.host}:{upstream.port}") as cursor:
         yield cursor
 
 
@@ -402,7 +403,7 @@ def _seed(job: Job, source: Source) -> Optional[str]:
     except (OSError, ValueError):
         note = {}
     if not os.path.lexists(job.seeding):
-        by_zfs = job.zfs is not None and os.path.lexists(job.real) and placed(job.zfs)
+        by_zfs = job.zfs is not None and os.path.lexists(job.real) and placed(job.zfs, source, job.upstream.slot or "")
         if not by_zfs and (not note or not _fits(note, job, source)):
             return None
         # The server renames it when it starts.

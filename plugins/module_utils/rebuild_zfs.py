@@ -14,18 +14,21 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from datetime import datetime, timezone
 
 from .rebuild import Source
 from .rebuild_files import configure_staged, own, sync, tidy, wait_until_gone
 from .rebuild_look import Job, asking
-from .rebuild_zfs_look import PLACED, labelled, sides, want
+from .rebuild_zfs_look import PLACED, labelled, placed_mark, require_alone, sides, want
 from .records import size
 from .shell import HotspareError, write_durably
-from .zfs import LABEL, Side, Snapshot, View, failed, look, look_holds
+from .zfs import LABEL, Side, View, failed, look
 from .zfs_layout import STAGED, Label, Layout, Zfs, read_layout, start_lsn
 from .zfs_plan import new_name
 from .zfs_send import work
+
+CHECKPOINT_SECONDS = 3600  # which begins a backup; with large shared_buffers it takes its time
 
 
 def seed(job: Job, zfs: Zfs, source: Source) -> None:
@@ -34,7 +37,7 @@ def seed(job: Job, zfs: Zfs, source: Source) -> None:
     with sides(zfs) as (there, here):
         theirs = look(there, zfs.source_dataset, recursive=True, mounts=True)
         layout = read_layout(theirs, job.real, source.tablespaces)
-        found = labelled(zfs, source, job.upstream.slot or "", theirs)
+        found = labelled(zfs, source, job.upstream.slot or "", theirs, look(here, zfs.dataset, recursive=True))
         if found is None:
             with job.step("zfs snapshot") as step:
                 found = _snapshot(job, zfs, source, there)
@@ -46,11 +49,15 @@ def seed(job: Job, zfs: Zfs, source: Source) -> None:
             step["detail"] = f"{told['kind']}, {size(told['sent_bytes'])}"
             if told["renamed"]:
                 step["detail"] += f"; what the node had is {told['renamed']}"
+            # Held by runs whose snapshot nobody can use any more.
+            for stale in sorted({one["snapshot"].partition("@")[2] for one in told["stale_holds"]}):
+                work(there, here, (zfs.source_dataset, zfs.dataset), want(zfs, "released", stale))
+                step["detail"] += f"; released {stale}, which nobody needs"
         ours = look(here, zfs.dataset, recursive=True)
         with job.step("make ready"):
-            _make_ready(job, here, ours, layout, label)
+            _make_ready(job, here, ours, layout, label, source.major_version or 0)
         with job.step("mount") as step:
-            _place(here, ours, layout, name)
+            _place(here, ours, layout, placed_mark(name, source, job.upstream.slot or ""))
             step["detail"] = ", ".join(sorted(layout.paths.values()))
 
 
@@ -61,7 +68,7 @@ def _snapshot(job: Job, zfs: Zfs, source: Source, there: Side) -> tuple[str, Lab
     new = (source.major_version or 0) >= 15
     begin = "pg_backup_start(%s, true)" if new else "pg_start_backup(%s, true, false)"
     end = "pg_backup_stop(false)" if new else "pg_stop_backup(false, false)"
-    with asking(job.upstream, job.instance.account) as cursor:
+    with asking(job.upstream, job.instance.account, statement_timeout=CHECKPOINT_SECONDS) as cursor:
         cursor.execute(f"SELECT pg_catalog.{begin}", (name,))
         work(there, None, names, want(zfs, "snapshotted", name))
         cursor.execute(f"SELECT lsn::text, labelfile, spcmapfile FROM pg_catalog.{end}")
@@ -74,7 +81,20 @@ def _snapshot(job: Job, zfs: Zfs, source: Source, there: Side) -> tuple[str, Lab
     return name, label
 
 
-def _make_ready(job: Job, here: Side, ours: View, layout: Layout, label: Label) -> None:
+def mount_again(zfs: Zfs, job: Job, source: Source) -> None:
+    """What a run has placed that died before all of it was mounted."""
+    with sides(zfs) as (there, here):
+        ours = look(here, zfs.dataset, recursive=True)
+        layout = read_layout(look(there, zfs.source_dataset, recursive=True), job.real, source.tablespaces)
+        for below, path in layout.ordered:
+            one = ours.datasets.get(below)
+            if one is None:
+                raise HotspareError(f"{zfs.dataset}{below} is gone since it was received: see zfs list, run this again")
+            if not one.mounted or one.mountpoint != path:
+                _mount(here, one.name, path)
+
+
+def _make_ready(job: Job, here: Side, ours: View, layout: Layout, label: Label, version: int) -> None:
     """Mounted beside where it belongs: the copy without what is the primary's, with what makes a standby of it."""
     _unmount(here, ours, layout)
     for below, path in layout.ordered:
@@ -82,8 +102,8 @@ def _make_ready(job: Job, here: Side, ours: View, layout: Layout, label: Label) 
     for below, _path in layout.ordered:
         here.run("zfs", "mount", ours.top + below)
     directory = layout.staged(job.real)
+    _require_whole(directory, layout, version)
     own(job.instance.account, directory, [f"{root}{STAGED}" for root in layout.roots])
-    _require_links(directory, layout)
     tidy(directory)
     account = job.instance.account
     if label.spaces:
@@ -102,17 +122,21 @@ def _unmount(here: Side, ours: View, layout: Layout) -> None:
             here.run("zfs", "unmount", one.name)
 
 
-def _place(here: Side, ours: View, layout: Layout, name: str) -> None:
-    here.run("zfs", "set", f"{PLACED}={name}", ours.top)
+def _place(here: Side, ours: View, layout: Layout, mark: str) -> None:
+    here.run("zfs", "set", f"{PLACED}={mark}", ours.top)
     for below, path in layout.ordered:
-        here.run("zfs", "set", f"mountpoint={path}", "canmount=on", ours.top + below)
-    for below, _path in layout.ordered:
-        # zfs set may have mounted it.
-        if here.run("zfs", "get", "-Hp", "-o", "value", "mounted", ours.top + below).stdout.strip() != "yes":
-            here.run("zfs", "mount", ours.top + below)
+        _mount(here, ours.top + below, path)
     for path in layout.roots:
         with contextlib.suppress(OSError):
             os.rmdir(f"{path}{STAGED}")
+
+
+def _mount(here: Side, name: str, path: str) -> None:
+    """For good."""
+    here.run("zfs", "set", f"mountpoint={path}", "canmount=on", name)
+    mounted = here.run("zfs", "get", "-Hp", "-o", "value", "mounted", name).stdout.strip()
+    if mounted != "yes":  # zfs set may have done it
+        here.run("zfs", "mount", name)
 
 
 def forget(zfs: Zfs) -> None:
@@ -121,17 +145,28 @@ def forget(zfs: Zfs) -> None:
         here.run("zfs", "inherit", PLACED, zfs.dataset)
 
 
-def _require_links(directory: str, layout: Layout) -> None:
+def _require_whole(directory: str, layout: Layout, version: int) -> None:
     """HotspareError when a part of the server was not in the snapshot; the copy is not used then."""
+    advice = "put that below the dataset that holds the data, too, or say method: basebackup"
+    if not os.path.isfile(f"{directory}/global/pg_control"):
+        raise HotspareError(
+            f"the copy has no data directory at {directory}: that of the primary lies elsewhere in its dataset; give "
+            "both nodes the same paths, or say method: basebackup"
+        )
+    require_alone([f"{root}{STAGED}" for root in layout.roots], directory)
     spaces = f"{directory}/pg_tblspc"
-    for path in (f"{directory}/pg_wal", *(os.path.join(spaces, name) for name in os.listdir(spaces))):
-        if not os.path.islink(path):
-            continue
-        to = os.readlink(path)
-        if layout.root(to) is None or not os.path.isdir(layout.staged(to)):
+    for path in (f"{directory}/pg_wal", *(os.path.join(spaces, name) for name in sorted(os.listdir(spaces)))):
+        to = os.readlink(path) if os.path.islink(path) else path
+        there = layout.staged(to) if os.path.islink(path) and layout.root(to) else to
+        what = re.compile("[0-9A-F]{24}" if path.endswith("/pg_wal") else f"PG_{version}_.*")
+        if (os.path.islink(path) and layout.root(to) is None) or not os.path.isdir(there):
             raise HotspareError(
-                f"{os.path.basename(path)} of the primary leads to {to}, which is not in what was copied: put "
-                "that below the dataset that holds the data, too, or say method: basebackup"
+                f"{os.path.basename(path)} of the primary leads to {to}, which is not in what was copied: {advice}"
+            )
+        if not any(what.fullmatch(name) for name in os.listdir(there)):
+            raise HotspareError(
+                f"{os.path.basename(path)} of the primary ({to}) is empty in what was copied, so something else is "
+                f"mounted there: {advice}"
             )
 
 
@@ -141,16 +176,15 @@ def remove_dataset(name: str) -> None:
         view = look(here, name, recursive=True)
         if any(one.mounted for one in view.datasets.values()):
             raise HotspareError(f"{name} is mounted: see who looks into it, and unmount it")
-        for dataset in view.datasets.values():
-            for one in dataset.snapshots:
-                _release(here, one)
+        held = [one for dataset in view.datasets.values() for one in dataset.snapshots if one.userrefs]
+        foreign = [(one, tag) for one in held for tag in sorted(one.holds) if not tag.startswith("hotspare")]
+        if foreign:
+            raise HotspareError(
+                f"{foreign[0][0]} is held by {foreign[0][1]}, which is not ours: see who needs it (zfs holds)"
+            )
+        for one in held:
+            for tag in sorted(one.holds):
+                here.run("zfs", "release", tag, str(one))
         done = here.run("zfs", "destroy", "-r", name, check=False)
         if done.rc != 0:
             raise failed(here.where, ("zfs", "destroy", "-r", name), done.stderr)
-
-
-def _release(here: Side, one: Snapshot) -> None:
-    for tag in sorted(look_holds(here, [str(one)]).get(str(one), ()) if one.userrefs else ()):
-        if not tag.startswith("hotspare"):
-            raise HotspareError(f"{one} is held by {tag}, which is not ours: see who needs it (zfs holds)")
-        here.run("zfs", "release", tag, str(one))

@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Optional
 
 from .rebuild import Copy, Source
@@ -53,11 +54,12 @@ def assess(zfs: Zfs, source: Source, data_directory: str, slot: str) -> Copy:
             layout = read_layout(theirs, data_directory, source.tablespaces)
             ours = look(here, zfs.dataset, recursive=True, mounts=True)
             _require_free(layout, ours)
+            require_alone(layout.roots, data_directory)
             if source.may_label is not True:
                 raise Refusal(
                     "the replication account may not execute pg_backup_start and pg_backup_stop on the primary"
                 )
-            found = labelled(zfs, source, slot, theirs)
+            found = labelled(zfs, source, slot, theirs, ours)
             told = work(
                 there, here, (zfs.source_dataset, zfs.dataset), want(zfs, "sent", found[0] if found else ""),
                 check_mode=True,
@@ -88,22 +90,44 @@ def _require_free(layout: Layout, ours: View) -> None:
             raise Refusal(f"{path} is no dataset below {ours.top}, and something lies in it: move that away")
 
 
-def labelled(zfs: Zfs, source: Source, slot: str, theirs: View) -> Optional[tuple[str, Label]]:
-    """The newest snapshot for this node whose label is good still, as an interrupted run has left it."""
-    top = theirs.datasets.get("")
+def labelled(zfs: Zfs, source: Source, slot: str, theirs: View, ours: View) -> Optional[tuple[str, Label]]:
+    """The newest snapshot for this node whose label is good still, as an interrupted run has left it. Not one that was
+    placed here already: a server may have run on it since, to which the label does not apply. (Pure.)"""
+    top, here = theirs.datasets.get(""), ours.datasets.get("")
     kept = (source.slot or {}).get("restart_lsn")
+    lived_in = any(one.canmount == "on" for one in ours.datasets.values())
     for one in reversed(top.snapshots if top else ()):
         label = read_label(one.label) if one.made == zfs.prefix else None
         if label and label.usable(source.system_identifier, source.timeline, slot, kept):
-            return one.name, label
+            return None if lived_in and here and here.find(one.guid) else (one.name, label)
     return None
 
 
-def placed(zfs: Zfs) -> bool:
-    """Whether what is mounted is a copy of ours that was not seen streaming yet."""
+def require_alone(roots: Iterable[str], data_directory: str) -> None:
+    """Refusal where another cluster lies in the datasets: it would be replaced by what the other host has of it.
+    Directories that a rebuild has kept beside the data directory are none."""
+    for root in roots:
+        for depth in ("", "*/", "*/*/"):
+            for path in sorted(glob.glob(f"{glob.escape(root)}/{depth}global/pg_control")):
+                other = path[: -len("/global/pg_control")]
+                if other != data_directory and not other.startswith(f"{data_directory}."):
+                    raise Refusal(
+                        f"another cluster lies in the same dataset, {other}: a snapshot would take it along; give each "
+                        "cluster a dataset of its own, or say method: basebackup"
+                    )
+
+
+def placed_mark(name: str, source: Source, slot: str) -> str:
+    """What PLACED says: the snapshot, and of which primary it is."""
+    return f"{name}/{source.system_identifier}/{source.timeline}/{slot}"
+
+
+def placed(zfs: Zfs, source: Source, slot: str) -> bool:
+    """Whether what is mounted is a copy of ours, of this primary as it is now, that was not seen streaming yet."""
     with Side() as here:
         done = here.run("zfs", "get", "-Hp", "-s", "local", "-o", "value", PLACED, zfs.dataset, check=False)
-    return done.rc == 0 and done.stdout.strip() not in ("", "-")
+    name = done.stdout.strip().partition("/")[0]
+    return done.rc == 0 and bool(name) and done.stdout.strip() == placed_mark(name, source, slot)
 
 
 def kept_datasets(zfs: Optional[Zfs]) -> list[str]:

@@ -34,8 +34,8 @@ from .rebuild_files import (
 )
 from .rebuild_look import Job, asking, cursor_of, leftovers, look, look_at_source, with_size
 from .rebuild_rewind import RewindFailed, rewind
-from .rebuild_zfs import forget, remove_dataset, seed
-from .rebuild_zfs_look import assess, kept_datasets
+from .rebuild_zfs import forget, mount_again, remove_dataset, seed
+from .rebuild_zfs_look import assess, kept_datasets, placed
 from .replication import read_state
 from .server import (
     ConnectFailed,
@@ -133,6 +133,9 @@ def _act(job: Job, local: Local, source: Source, decision: Decision, result: dic
         if local.seed != "complete":
             _copy(job, source)
         _put_in_place(job)
+    if local.seed == "placed" and job.zfs and placed(job.zfs, source, job.upstream.slot or ""):
+        with job.step("mount"):
+            mount_again(job.zfs, job, source)
     changed = _follow(job)
     if job.start:
         with job.step("start") as step:

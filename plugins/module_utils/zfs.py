@@ -311,8 +311,17 @@ def failed(where: str, words: Words, said: str) -> HotspareError:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def look(side: Side, top: str, *, recursive: bool, copied: Iterable[str] = (), mounts: bool = False) -> View:
-    """What there is of a dataset; `mounts`: of the whole host too. HotspareError when it cannot be told."""
+def look(
+    side: Side,
+    top: str,
+    *,
+    recursive: bool,
+    copied: Iterable[str] = (),
+    mounts: bool = False,
+    asides: bool = False,
+) -> View:
+    """What there is of a dataset; with `mounts` of the whole host too, with `asides` what was renamed out of the way of
+    it, which only matters where something is received. HotspareError when it cannot be told."""
     pool_name, parent = top.partition("/")[0], top.rpartition("/")[0] or top
     pool_words = ("zpool", "get", "-Hp", "-o", "property,value", "all", pool_name)
     list_words = (*LIST, parent)
@@ -323,7 +332,7 @@ def look(side: Side, top: str, *, recursive: bool, copied: Iterable[str] = (), m
         if answer.rc != 0 and "does not exist" not in answer.stderr and "no such pool" not in answer.stderr:
             raise failed(side.where, answer.argv, answer.stderr)
     around = dict(line.split("\t") for line in listed.stdout.splitlines())
-    asides = sorted(name for name in around if is_aside(name, top))
+    set_aside = sorted(name for name in around if is_aside(name, top)) if asides else []
     available = around.get(top, around.get(parent, "0"))
     there = top in around
     if mounts and found[2].rc != 0:
@@ -336,7 +345,7 @@ def look(side: Side, top: str, *, recursive: bool, copied: Iterable[str] = (), m
         datasets=read_datasets(side, top, found[0], found[1]) if there else {},
         parent=parent in around,
         available=int(available) if available.isdigit() else 0,
-        aside=look_datasets(side, asides[-1], recursive, copied) if asides else {},
+        aside=look_datasets(side, set_aside[-1], recursive, copied) if set_aside else {},
         mounts=parse_mounts(found[2].stdout) if mounts else {},
     )
 

@@ -14,7 +14,7 @@ import os
 import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import Any, Optional
 
@@ -105,11 +105,13 @@ def _keep(count: object = None, days: object = None) -> Keep:
 
 @dataclass(frozen=True)
 class Server:
-    """What the server of this node is now: primary, standby or down (then `why`). `streaming`: who streams from it."""
+    """What the server of this node is now: primary, standby or down (then `why`). `streaming`: who streams from it;
+    `fed`: whether itself receives WAL, or replays it from an archive."""
 
     role: str
     why: str = ""
     streaming: tuple[str, ...] = ()
+    fed: bool = True
     system_identifier: str = ""
     version: int = 0
     lsn: str = ""
@@ -121,6 +123,8 @@ def turn(wanted: str, server: Server, peers: Iterable[str]) -> tuple[bool, str]:
     """Whether this node takes the snapshot, and why. (Pure.)"""
     if server.role == "down":
         return False, f"its server takes no connections: {server.why}"
+    if server.role == "standby" and wanted == "standby" and not server.fed:
+        return False, "it is a standby that receives nothing, so what it has is old: see status.yml"
     if server.role == wanted:
         return True, f"it is {'the primary' if wanted == 'primary' else 'a standby'}, as zfs_backup_from wants it"
     if wanted == "primary":
@@ -137,6 +141,8 @@ _ASK = """SET search_path = pg_catalog; SELECT json_build_object(
   'system_identifier', (SELECT system_identifier::text FROM pg_control_system()),
   'version', current_setting('server_version_num')::int / 10000,
   'libraries', current_setting('shared_preload_libraries'),
+  'fed', NOT pg_is_in_recovery() OR current_setting('restore_command') <> ''
+      OR EXISTS (SELECT FROM pg_stat_wal_receiver WHERE status = 'streaming'),
   'streaming', (SELECT json_agg(application_name) FROM pg_stat_replication WHERE state = 'streaming'),
   'tablespaces', (SELECT json_agg(pg_tablespace_location(oid)) FROM pg_tablespace
       WHERE pg_tablespace_location(oid) <> '')
@@ -157,6 +163,7 @@ def ask(instance: Instance) -> Server:
     return Server(
         "standby" if said["in_recovery"] else "primary",
         streaming=tuple(said["streaming"] or ()),
+        fed=said["fed"],
         system_identifier=said["system_identifier"],
         version=said["version"],
         lsn=said["lsn"] or "",
@@ -220,7 +227,9 @@ def _work(config: BackupConfig, backup: Backup, check_mode: bool) -> dict[str, A
         there = stack.enter_context(Side(backup.login))
         view = look(here, config.dataset, recursive=True)
         real = os.path.realpath(config.node.data_directory)
-        paths = read_layout(view, real, [os.path.realpath(f"{real}/pg_wal"), *server.others]).paths
+        parts = [os.path.realpath(f"{real}/pg_wal"), *server.others]
+        paths = read_layout(view, real, parts).paths
+        require_inside(parts, paths.values())
         if not check_mode:
             done["checkpoint_seconds"] = checkpoint(config.node)
             server = ask(config.node)
@@ -230,7 +239,7 @@ def _work(config: BackupConfig, backup: Backup, check_mode: bool) -> dict[str, A
             here,
             there,
             (config.dataset, backup.dataset),
-            want(backup.keep),
+            want(backup.keep if check_mode else None),
             check_mode=check_mode,
             status_file=config.status,
         )
@@ -254,22 +263,36 @@ def _work(config: BackupConfig, backup: Backup, check_mode: bool) -> dict[str, A
             taken=done["taken"],
         )
         there.run("zfs", "set", f"{NOTE}={note.written()}", f"{backup.dataset}@{told['snapshot']}")
+        # Not before: without its note a copy cannot be restored.
+        left = work(here, there, (config.dataset, backup.dataset), replace(want(backup.keep), state="pruned"))
+        done["pruned"] = [*done["pruned"], *left["pruned"]]
     return done
+
+
+def require_inside(parts: Iterable[str], mountpoints: Iterable[str]) -> None:
+    """HotspareError where a part of the server only seems to lie in its datasets: something else is mounted there."""
+    devices = {os.stat(path).st_dev for path in mountpoints}
+    for path in parts:
+        if os.stat(path).st_dev not in devices:
+            raise HotspareError(
+                f"{path} is on another file system than the datasets, so it would be missing in a snapshot: see "
+                f"findmnt -T {path}, and put it in a dataset below the one that holds the data"
+            )
 
 
 TOLD = "snapshot kind sent_bytes estimated_bytes seconds rate pruned renamed".split()
 
 
-def want(keep: Keep) -> Want:
-    """On the node itself only the one is kept that the next is sent from."""
+def want(keep: Optional[Keep]) -> Want:
+    """On the node itself only the one is kept that the next is sent from. Without `keep` nothing is given up."""
     return Want(
         prefix=PREFIX,
         recursive=True,
         in_the_way="rename",
         properties=PROPERTIES,
         copied=COPIED,
-        keep_source=Keep(count=1),
-        keep_target=keep,
+        keep_source=Keep(count=1) if keep else Keep(),
+        keep_target=keep or Keep(),
     )
 
 

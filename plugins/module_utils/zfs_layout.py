@@ -12,6 +12,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Optional
@@ -20,7 +21,7 @@ from .wal import parse_lsn
 from .zfs import Login, View
 from .zfs_refusals import Refusal
 
-STAGED = ".seeding"
+STAGED = ".staged"  # never what a base backup is made in
 
 # What the server makes anew, and what is of the server that was copied (PostgreSQL's basebackup.c has the same lists).
 # Slots of the primary would keep WAL on the standby for ever.
@@ -111,7 +112,7 @@ class Label:
 
     def written(self) -> str:
         """As the value of a user property, which takes no line breaks; zfsprops(7) allows 8192 bytes."""
-        return base64.b64encode(json.dumps(asdict(self)).encode()).decode()
+        return base64.b64encode(zlib.compress(json.dumps(asdict(self)).encode())).decode()
 
     def usable(self, system_identifier: Optional[str], timeline: Optional[int], slot: str, kept: Optional[str]) -> bool:
         """Whether the primary is still what it was, and its slot still keeps all WAL (from `kept` on) that it needs."""
@@ -122,8 +123,8 @@ class Label:
 def read_label(text: str) -> Optional[Label]:
     """None for what is not one of ours."""
     try:
-        return Label(**json.loads(base64.b64decode(text, validate=True)))
-    except (ValueError, TypeError):
+        return Label(**json.loads(zlib.decompress(base64.b64decode(text, validate=True))))
+    except (ValueError, TypeError, zlib.error):
         return None
 
 

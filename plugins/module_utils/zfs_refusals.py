@@ -25,6 +25,10 @@ class Keep:
     count: Optional[int] = None
     days: Optional[float] = None
 
+    def __post_init__(self) -> None:
+        if min(self.count or 0, self.days or 0) < 0:
+            raise Refusal(f"retention of {self.count} snapshots or {self.days} days cannot be meant: say 0 or more")
+
     @property
     def everything(self) -> bool:
         return self.count is None and self.days is None

@@ -112,7 +112,8 @@ class _Work:
 
     def _look(self, key: str) -> View:
         deep, copied = self.want.recursive, self.want.copied
-        return look(self.sides[key], self.names[key], recursive=deep, copied=copied, mounts=key == SOURCE)
+        side, name = self.sides[key], self.names[key]
+        return look(side, name, recursive=deep, copied=copied, mounts=key == SOURCE, asides=key == TARGET)
 
     def estimate(self) -> None:
         """Ask zfs send how much each stream will be; of a snapshot that is not there yet, by what was written."""
@@ -346,6 +347,7 @@ class Progress:
     def __init__(self, path: Optional[str], names: Mapping[str, str]) -> None:
         self.path, self.names = path, names
         self.state: dict[str, Any] = {}
+        self.written = False
 
     def begin(self, one: Sent, every: Sequence[Sent]) -> None:
         self.state = {
@@ -379,7 +381,12 @@ class Progress:
     def _write(self, **values: Any) -> None:
         self.state.update(values, updated=_utc())
         if self.path:
-            write_durably(self.path, json.dumps(self.state) + "\n", mode=0o644)
+            try:
+                write_durably(self.path, json.dumps(self.state) + "\n", mode=0o644)
+                self.written = True
+            except HotspareError:
+                if not self.written:  # a path that cannot be meant; a disk that is full later on stops no long send
+                    raise
 
 
 def _utc() -> str:

@@ -99,7 +99,7 @@ def parse(told: str) -> Batch | list[list[str]]:
             else:
                 pipeline[-1].append(word)
         return pipeline
-    except ValueError as error:
+    except (ValueError, IndexError) as error:
         raise HotspareError(f"this key runs no command {told[:200]!r} ({error}): see what uses it") from error
 
 
@@ -211,9 +211,18 @@ def _any(patterns: Sequence[str]) -> str:
 
 
 def _known(config: Serve, text: str) -> bool:
-    """Whether a token is of something that may be sent; it does not say so itself in a way that can be read."""
-    dataset = decode(Side(), text).toname.partition("@")[0]
-    return any(f"{dataset}/".startswith(f"{name}/") for name in config.send)
+    """Whether a token is of something that may be sent; it does not say so itself in a way that can be read. Its names
+    are the other host's words: what zfs send looks for are its GUIDs."""
+    token = decode(Side(), text)
+    dataset = token.toname.partition("@")[0]
+    if not any(f"{dataset}/".startswith(f"{name}/") for name in config.send):
+        return False
+    return {token.toguid, *([token.fromguid] if token.fromguid else [])} <= _guids(config.send)
+
+
+def _guids(datasets: Sequence[str]) -> set[str]:
+    words = ("zfs", "list", "-Hpr", "-t", "snapshot,bookmark", "-o", "guid")
+    return set(Side().run(*words, *datasets, check=False).stdout.split())
 
 
 def _run_all(asked_for: Batch) -> int:

@@ -110,34 +110,35 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 def _copy(source: int, sink: int, tell: Callable[[int], None]) -> tuple[int, bool]:
     """All from one pipe to the other; the bytes, and whether nobody read any more."""
-    poll = select.poll()
-    poll.register(source, select.POLLIN)
+    readable, writable = select.poll(), select.poll()
+    readable.register(source, select.POLLIN)
+    writable.register(sink, select.POLLOUT)
+    os.set_blocking(sink, False)
     total, told = 0, 0.0
+    left = memoryview(b"")
     while True:
         if time.monotonic() - told >= TELL_SECONDS:
             tell(total)
             told = time.monotonic()
-        if not poll.poll(int(TELL_SECONDS * 1000)):
+        if not left and not readable.poll(int(TELL_SECONDS * 1000)):
+            continue
+        if not writable.poll(int(TELL_SECONDS * 1000)):
             continue
         try:
-            moved = _move(source, sink)
+            if hasattr(os, "splice"):  # since Python 3.10: without a copy
+                moved = os.splice(source, sink, PIPE_BYTES)
+            else:
+                left = left or memoryview(os.read(source, PIPE_BYTES))
+                moved = os.write(sink, left) if left else 0
+                left = left[moved:]
+        except BlockingIOError:  # there was room for less
+            time.sleep(0.001)
+            continue
         except BrokenPipeError:
             return total, True
         if not moved:
             return total, False
         total += moved
-
-
-def _move(source: int, sink: int) -> int:
-    """A piece of it; 0 at its end."""
-    if hasattr(os, "splice"):  # since Python 3.10: without a copy
-        moved: int = os.splice(source, sink, PIPE_BYTES)
-        return moved
-    piece = os.read(source, PIPE_BYTES)
-    left = memoryview(piece)
-    while left:
-        left = left[os.write(sink, left) :]
-    return len(piece)
 
 
 def _failure(failed: _Running, total: int) -> HotspareError:

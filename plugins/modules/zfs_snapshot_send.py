@@ -135,9 +135,14 @@ seealso:
 notes:
   - Run it as root (C(become=true)), or as an account that C(zfs allow) lets C(send), C(snapshot), C(hold), C(release)
     and C(userprop) on the source, and C(receive), C(create), C(mount), C(hold), C(release) and C(userprop) on the
-    destination, with the properties that are set there.
+    destination, with the properties that are set there. Retention takes C(destroy) and C(mount), what is renamed out
+    of the way C(rename), C(clone) and C(promote), on the dataset above, too.
   - On the far side the key can be restricted to the datasets concerned by a forced command, C(hotspare.pyz zfs-serve
-    CONFIG), see M(hotspare.postgresql.node_program).
+    CONFIG), see M(hotspare.postgresql.node_program). CONFIG is a file of JSON with the O(prefix), the datasets that the
+    key may V(receive) and V(send) (lists), the V(properties) that received ones may get (with their values), those of
+    which any value may be V(copied) (a list), and whether it may V(rename) what is in the way and V(prune) snapshots.
+    Of a host that receives, for example, C({"prefix":"hotspare","receive":["vault/pg"],"copied":["recordsize"],
+    "properties":{"canmount":"noauto"},"prune":true}).
 author:
   - hotspare contributors (@hotspare)
 """

@@ -15,6 +15,7 @@ from ansible_collections.hotspare.postgresql.plugins.module_utils.rebuild import
     METHODS,
     RUNGS,
     Copy,
+    Decision,
     Local,
     Position,
     Source,
@@ -311,11 +312,24 @@ def test_a_data_directory_that_is_a_mount_point_can_be_a_copy_of_a_snapshot():
         assert {check["name"]: check["ok"] for check in checks}["directory"] is ok
 
 
+def test_a_mount_point_is_not_rewound_where_zfs_is_possible():
+    """Its directory could not be kept, however much ZFS sends."""
+    local = old_primary(FORK, copy=Copy(None, "all is sent", "full", 1 << 50), mount_point=True)
+    decision = choose_method(local, new_primary())
+    assert decision.method == "zfs"
+    assert "is a mount point" in decision.skipped["rewind"]
+    assert [check for check in guards(local, new_primary(), WISH, decision) if check["hard"] and not check["ok"]] == []
+    decision = choose_method(replace(local, copy=Copy("no pool")), new_primary())
+    assert decision.method == "rewind"
+
+
 def test_without_full_page_writes_only_zfs_will_do():
     for torn in (True, False):
         local, source = old_primary(FORK, torn_pages=torn), new_primary(full_page_writes=False)
         checks = {check["name"]: check for check in guards(local, source, WISH, choose_method(local, source))}
         assert checks["torn_pages"]["ok"] is not torn and checks["torn_pages"]["hard"]
+        by_zfs = guards(local, source, WISH, Decision("zfs", "a snapshot of the primary is sent"))
+        assert "torn_pages" not in {check["name"] for check in by_zfs}, "it brings its file system along"
 
 
 LSNS = st.integers(1, 1 << 40)

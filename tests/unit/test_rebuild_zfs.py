@@ -10,12 +10,21 @@ import os
 import pwd
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from ansible_collections.hotspare.postgresql.plugins.module_utils import rebuild_files, rebuild_zfs, rebuild_zfs_look
 from ansible_collections.hotspare.postgresql.plugins.module_utils.rebuild import Source
-from ansible_collections.hotspare.postgresql.plugins.module_utils.shell import HotspareError
-from ansible_collections.hotspare.postgresql.plugins.module_utils.zfs import Login, look
+from ansible_collections.hotspare.postgresql.plugins.module_utils.shell import Completed, HotspareError
+from ansible_collections.hotspare.postgresql.plugins.module_utils.zfs import (
+    Dataset,
+    Login,
+    Pool,
+    Side,
+    Snapshot,
+    View,
+    look,
+)
 from ansible_collections.hotspare.postgresql.plugins.module_utils.zfs_layout import EMPTIED, Label, Layout, Zfs
 
 from .zfs_model import Here, Host
@@ -71,11 +80,65 @@ def test_a_snapshot_of_an_interrupted_run_is_used_while_its_wal_is_there(hosts):
     hosts.labelled("hotspare-db2-20260101T000000Z")
     hosts.labelled("hotspare-db2-20260101T000001Z", replace(LABEL, timeline=2))
     theirs = look(Here(hosts.there, "db1"), "tank/pg", recursive=True)
-    name, label = rebuild_zfs_look.labelled(ZFS, SOURCE, "hotspare_db2", theirs)
+    ours = look(Here(hosts.here, "db2"), "tank/pg", recursive=True)
+    name, label = rebuild_zfs_look.labelled(ZFS, SOURCE, "hotspare_db2", theirs, ours)
     assert (name, label) == ("hotspare-db2-20260101T000000Z", LABEL)
     for later in (replace(SOURCE, slot={"restart_lsn": "0/3000000"}), replace(SOURCE, slot=None)):
-        assert rebuild_zfs_look.labelled(ZFS, later, "hotspare_db2", theirs) is None
-    assert rebuild_zfs_look.labelled(replace(ZFS, prefix="nightly"), SOURCE, "hotspare_db2", theirs) is None
+        assert rebuild_zfs_look.labelled(ZFS, later, "hotspare_db2", theirs, ours) is None
+    assert rebuild_zfs_look.labelled(replace(ZFS, prefix="nightly"), SOURCE, "hotspare_db2", theirs, ours) is None
+
+
+@pytest.mark.parametrize("canmount", ["noauto", "on"])
+def test_a_label_is_not_for_a_dataset_that_a_server_may_have_run_on_since(hosts, canmount):
+    name = "hotspare-db2-20260101T000000Z"
+    hosts.labelled(name)
+    theirs = look(Here(hosts.there, "db1"), "tank/pg", recursive=True)
+    guid = theirs.datasets[""].named(name).guid
+    arrived = Dataset("tank/pg", "filesystem", "1", snapshots=(Snapshot("tank/pg", name, guid, 1),))
+    data = Dataset("tank/pg/data", "filesystem", "2", canmount=canmount)
+    ours = View("db2", "tank/pg", Pool("tank", "3", "ONLINE"), (2, 3), {"": arrived, "/data": data})
+    found = rebuild_zfs_look.labelled(ZFS, SOURCE, "hotspare_db2", theirs, ours)
+    assert (found is None) is (canmount == "on")
+    # One that has not arrived is sent to whatever is there, which is set aside.
+    ours = replace(ours, datasets={"": replace(arrived, snapshots=()), "/data": data})
+    assert rebuild_zfs_look.labelled(ZFS, SOURCE, "hotspare_db2", theirs, ours) is not None
+
+
+def test_what_earlier_rebuilds_of_the_primary_set_aside_is_not_looked_at(hosts):
+    """The key of this node may not read it."""
+    hosts.there.make("tank/pg-aside-20260101T000000Z")
+    hosts.there.log.clear()
+    assert hosts.assess().obstacle is None
+    assert not [words for words in hosts.there.log if "aside" in " ".join(words)]
+
+
+def test_another_cluster_in_the_same_dataset_is_an_obstacle(hosts):
+    other = Path(hosts.top, "pg", "17", "other")
+    hosts.here.make("tank/pg")
+    hosts.here.make("tank/pg/data", own={"mountpoint": f"{hosts.top}/pg/17"}, mounted=True)
+    for kept in ("main", "main.before-20260101T000000Z"):
+        (other.parent / kept / "global").mkdir(parents=True)
+        (other.parent / kept / "global" / "pg_control").touch()
+    assert "another cluster" not in str(hosts.assess().obstacle)
+    (other / "global").mkdir(parents=True)
+    (other / "global" / "pg_control").touch()
+    assert hosts.assess().obstacle.startswith(f"another cluster lies in the same dataset, {other}: ")
+
+
+@pytest.mark.parametrize(
+    ("mark", "ours"),
+    [
+        ("s/7/1/hotspare_db2", True),
+        ("s/7/2/hotspare_db2", False),
+        ("s/8/1/hotspare_db2", False),
+        ("s", False),
+        ("", False),
+        ("-", False),
+    ],
+)
+def test_a_placed_copy_is_of_the_primary_as_it_is_now(monkeypatch, mark, ours):
+    monkeypatch.setattr(Side, "run", lambda _side, *words, check: Completed(list(words), 0, f"{mark}\n", "", 0.0))
+    assert rebuild_zfs_look.placed(ZFS, SOURCE, "hotspare_db2") is ours
 
 
 def test_what_lies_where_the_copy_belongs_is_an_obstacle(hosts):
@@ -112,7 +175,7 @@ def test_a_pool_without_room_is_an_obstacle(hosts):
 @pytest.fixture
 def copy(tmp_path):
     """A data directory that was copied while the server ran, and its layout."""
-    directory = tmp_path / "17.seeding" / "main"
+    directory = tmp_path / "17.staged" / "main"
     for name in (*EMPTIED, "pg_tblspc", "pg_wal", "base", "pg_replslot/hotspare_db2"):
         (directory / name).mkdir(parents=True, exist_ok=True)
     for name in (
@@ -137,33 +200,124 @@ def test_a_copy_keeps_nothing_that_is_the_primarys(copy):
 
 def test_what_the_copy_leads_to_was_copied_too(copy, tmp_path):
     directory, layout = copy
-    rebuild_zfs._require_links(str(directory), layout)
+
+    def require():
+        rebuild_zfs._require_whole(str(directory), layout, 17)
+
+    with pytest.raises(HotspareError, match="the copy has no data directory at .*; give both nodes the same paths"):
+        require()
+    (directory / "global").mkdir()
+    (directory / "global" / "pg_control").touch()
+    with pytest.raises(HotspareError, match="pg_wal of the primary .* is empty in what was copied"):
+        require()
+    (directory / "pg_wal" / "000000010000000000000002").touch()
+    require()
+    (directory / "pg_wal" / "000000010000000000000002").rename(tmp_path / "000000010000000000000002")
     (directory / "pg_wal").rmdir()
     (directory / "pg_wal").symlink_to(f"{tmp_path}/wal/17")
-    for there in (False, True):
-        if there:
-            (tmp_path / "wal.seeding" / "17").mkdir(parents=True)
-            rebuild_zfs._require_links(str(directory), layout)
-        else:
-            with pytest.raises(HotspareError, match=r"pg_wal of the primary leads to .*/wal/17, which is not in what"):
-                rebuild_zfs._require_links(str(directory), layout)
-    (directory / "pg_tblspc" / "16384").symlink_to("/srv/fast")
-    with pytest.raises(HotspareError, match="16384 of the primary leads to /srv/fast"):
-        rebuild_zfs._require_links(str(directory), layout)
+    with pytest.raises(HotspareError, match=r"pg_wal of the primary leads to .*/wal/17, which is not in what"):
+        require()
+    (tmp_path / "wal.staged" / "17").mkdir(parents=True)
+    with pytest.raises(HotspareError, match="is empty in what was copied"):
+        require()
+    (tmp_path / "000000010000000000000002").rename(tmp_path / "wal.staged" / "17" / "000000010000000000000002")
+    require()
+    (directory / "pg_tblspc" / "16384").symlink_to(f"{tmp_path}/17/fast")
+    (directory.parent / "fast").mkdir()
+    with pytest.raises(
+        HotspareError, match="16384 of the primary .* is empty in what was copied, so something else is"
+    ):
+        require()
+    (directory.parent / "fast" / "PG_17_202406281").mkdir()
+    require()
+    (directory / "pg_tblspc" / "16385").symlink_to("/srv/fast")
+    with pytest.raises(HotspareError, match="16385 of the primary leads to /srv/fast"):
+        require()
+    (directory / "pg_tblspc" / "16385").unlink()
+    (directory.parent / "other" / "global").mkdir(parents=True)
+    (directory.parent / "other" / "global" / "pg_control").touch()
+    with pytest.raises(HotspareError, match=r"another cluster lies in the same dataset, .*/17.staged/other: "):
+        require()
 
 
 def test_the_copy_gets_this_hosts_account(copy, tmp_path):
     directory, _layout = copy
-    (tmp_path / "wal.seeding").mkdir()
-    (tmp_path / "wal.seeding" / "0001").write_text("x")
+    (tmp_path / "wal.staged").mkdir()
+    (tmp_path / "wal.staged" / "0001").write_text("x")
     mine = pwd.getpwnam("nobody")
     theirs = 4242
-    every = [*directory.parent.rglob("*"), *(tmp_path / "wal.seeding").rglob("*"), tmp_path / "wal.seeding"]
+    every = [*directory.parent.rglob("*"), *(tmp_path / "wal.staged").rglob("*"), tmp_path / "wal.staged"]
     for path in every:
         os.lchown(path, theirs, theirs)
     os.lchown(directory / "base", 0, 0)
-    roots = [str(directory.parent), str(tmp_path / "wal.seeding")]
+    roots = [str(directory.parent), str(tmp_path / "wal.staged")]
     rebuild_files.own("nobody", str(directory), roots)
     assert {os.lstat(path).st_uid for path in every} == {mine.pw_uid, 0}
     assert os.lstat(directory / "base").st_uid == 0
     rebuild_files.own("nobody", str(directory), roots)
+
+
+class Mounting:
+    """A host whose datasets are mounted by zfs mount, and not by zfs set."""
+
+    def __init__(self, *mounted: str) -> None:
+        self.mounted, self.said = set(mounted), []
+
+    def run(self, *words: str, **_options: object) -> Completed:
+        self.said.append(" ".join(words))
+        if words[1] == "mount":
+            self.mounted.add(words[-1])
+        out = ("yes" if words[-1] in self.mounted else "no") if words[1] == "get" else ""
+        return Completed(list(words), 0, f"{out}\n", "", 0.0)
+
+
+def received(top: str, **below: Dataset) -> View:
+    return View("db2", top, Pool("tank", "3", "ONLINE"), (2, 3), {f"/{name}": one for name, one in below.items()})
+
+
+def test_it_is_marked_before_it_is_mounted_outer_datasets_first(tmp_path):
+    layout = Layout({"/wal": f"{tmp_path}/17/main/pg_wal", "/data": f"{tmp_path}/17"})
+    here = Mounting()
+    rebuild_zfs._place(here, received("tank/pg"), layout, "s/7/1/slot")
+    assert [words for words in here.said if " get " not in words] == [
+        "zfs set hotspare:placed=s/7/1/slot tank/pg",
+        f"zfs set mountpoint={tmp_path}/17 canmount=on tank/pg/data",
+        "zfs mount tank/pg/data",
+        f"zfs set mountpoint={tmp_path}/17/main/pg_wal canmount=on tank/pg/wal",
+        "zfs mount tank/pg/wal",
+    ]
+
+
+def test_what_a_dead_run_has_not_mounted_is_mounted(monkeypatch):
+    data = Dataset("tank/pg/data", "filesystem", "1", mounted=True, mountpoint="/pg/17", canmount="on")
+    wal = Dataset("tank/pg/wal", "filesystem", "2", mountpoint="/wal.staged", canmount="noauto")
+    theirs = received("tank/pg", data=data, wal=replace(wal, mounted=True, mountpoint="/wal"))
+    here, job = Mounting("tank/pg/data"), SimpleNamespace(real="/pg/17/main")
+    monkeypatch.setattr(rebuild_zfs, "sides", lambda _zfs: contextlib.nullcontext(("there", here)))
+    ours = {"now": received("tank/pg", data=data, wal=wal)}
+    monkeypatch.setattr(rebuild_zfs, "look", lambda side, _name, **_options: ours["now"] if side is here else theirs)
+    rebuild_zfs.mount_again(ZFS, job, SOURCE)
+    assert [words for words in here.said if " get " not in words] == [
+        "zfs set mountpoint=/wal canmount=on tank/pg/wal",
+        "zfs mount tank/pg/wal",
+    ]
+    ours["now"] = received("tank/pg", data=data)
+    with pytest.raises(HotspareError, match="tank/pg/wal is gone since it was received"):
+        rebuild_zfs.mount_again(ZFS, job, SOURCE)
+
+
+def test_a_dataset_that_somebody_else_holds_keeps_all_holds(monkeypatch):
+    held = Snapshot("tank/pg-aside-x", "a", "1", 1, userrefs=1, holds=frozenset({"hotspare-db2"}))
+    foreign = Snapshot("tank/pg-aside-x", "b", "2", 2, userrefs=1, holds=frozenset({"hotspare-db2", "nightly"}))
+    said = []
+
+    def run(_side, *words, check=True):
+        said.append(words)
+        return Completed(list(words), 0, "", "", 0.0)
+
+    monkeypatch.setattr(Side, "run", run)
+    view = received("tank/pg-aside-x", x=Dataset("tank/pg-aside-x", "filesystem", "1", snapshots=(held, foreign)))
+    monkeypatch.setattr(rebuild_zfs, "look", lambda *_words, **_options: view)
+    with pytest.raises(HotspareError, match="@b is held by nightly, which is not ours"):
+        rebuild_zfs.remove_dataset("tank/pg-aside-x")
+    assert said == []

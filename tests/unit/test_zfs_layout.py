@@ -36,9 +36,9 @@ def view(**mountpoints: str) -> View:
 
 def test_what_is_copied_is_made_ready_beside_where_it_belongs():
     assert LAYOUT.roots == ["/pg/17", "/wal"]
-    assert LAYOUT.staged(DATA) == "/pg/17.seeding/main"
-    assert LAYOUT.staged("/pg/17/main/ts/PG_17") == "/pg/17.seeding/main/ts/PG_17"
-    assert LAYOUT.staged("/wal") == "/wal.seeding"
+    assert LAYOUT.staged(DATA) == "/pg/17.staged/main"
+    assert LAYOUT.staged("/pg/17/main/ts/PG_17") == "/pg/17.staged/main/ts/PG_17"
+    assert LAYOUT.staged("/wal") == "/wal.staged"
     assert [below for below, _path in LAYOUT.ordered] == ["/wal", "/data", "/data/ts"]
     with pytest.raises(Refusal, match=r"/walrus is not in what is copied"):
         LAYOUT.staged("/walrus")

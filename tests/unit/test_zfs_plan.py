@@ -41,7 +41,7 @@ class Pair:
         wanted = Want(**{"recursive": True, **want})
         sides = Here(self.source, "db1"), Here(self.target, "db2")
         views = [
-            look(side, name, recursive=wanted.recursive, copied=wanted.copied, mounts=True)
+            look(side, name, recursive=wanted.recursive, copied=wanted.copied, mounts=True, asides=True)
             for side, name in zip(sides, self.names)
         ]
         return make_plan(views[0], views[1], wanted, NOW.replace(minute=self.runs + 1))

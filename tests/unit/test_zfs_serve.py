@@ -47,7 +47,9 @@ def permitted(config: Serve, *pipeline: str) -> bool:
 def test_all_that_the_module_runs_is_permitted(monkeypatch):
     """What a run of each kind did to the model of ZFS, on the side where it did it."""
     monkeypatch.setattr(zfs_serve, "decode", lambda _side, text: Token(text, "1", "", "tank/pg@x"))
+    monkeypatch.setattr(zfs_serve, "_guids", lambda _datasets: {"1"})
     pair = Pair()
+    pair.source.make("tank/pg-aside-20260101T000000Z")
     pair.run(**OPTIONS)
     pair.run(**OPTIONS)
     pair.target.write("backup/pg")
@@ -147,9 +149,23 @@ def test_who_may_only_receive_may_not_send_nor_give_up():
 
 
 def test_a_token_has_to_be_of_what_may_be_sent(monkeypatch):
+    told = {"of-another": Token("", "1", "", "tank/other@x"), "good": Token("", "1", "2", "tank/pg@x")}
+    told.update(forged=Token("", "3", "", "tank/pg@x"), base=Token("", "1", "3", "tank/pg@x"))
+    monkeypatch.setattr(zfs_serve, "decode", lambda _side, text: told[text])
+    monkeypatch.setattr(zfs_serve, "_guids", lambda _datasets: {"1", "2"})
+    for text in told:
+        if text == "good":
+            assert zfs_serve._known(BOTH, text)
+        else:
+            assert not zfs_serve._known(BOTH, text)
     monkeypatch.setattr(zfs_serve, "decode", lambda _side, text: Token(text, "1", "", f"{text}@x"))
     with pytest.raises(HotspareError, match="this key may not send what that token is of"):
         permit(BOTH, [["zfs", "send", "-t", "1-abc"]])
+
+
+def test_a_script_that_is_not_there():
+    with pytest.raises(HotspareError, match="this key runs no command"):
+        parse(shlex.join([*ENVIRONMENT, "sh", "-c"]))
 
 
 def test_it_reads_what_the_module_sends(tmp_path):
