@@ -56,6 +56,8 @@ def test_the_reasons():
         "it is the primary, and db2 streams from it: that is where snapshots are taken",
     )
     assert turn("standby", Server("primary"), ["db2"])[1].endswith("no standby streams from it")
+    taken, why = turn("standby", Server("standby", fed=False), ["db2"])
+    assert (taken, why.startswith("it is a standby that receives nothing")) == (False, True)
     assert turn("primary", Server("standby"), ["db2"]) == (False, "it is a standby, and zfs_backup_from is primary")
 
 

@@ -297,6 +297,8 @@ def test_retention_by_age_and_what_it_never_takes(pair):
             one.creation -= 10 * 86400
     first, second, _third = pair.source.data["tank/pg"].snaps
     second.holds.add("somebody")
+    with pytest.raises(HotspareError, match="cannot be meant: say 0 or more"):
+        Keep(count=-1)
     result = pair.run(state="pruned", keep_source=Keep(days=7), keep_target=Keep(days=7))
     assert {one["snapshot"] for one in result["pruned"]} == {f"{name}@{first.name}" for name in TREE}
     assert pair.run(state="pruned", keep_source=Keep(days=7))["changed"] is False

@@ -42,6 +42,13 @@ def test_all_arrives_and_is_counted(way, tmp_path):
     assert told == sorted(told)
 
 
+def test_it_tells_while_nobody_reads(way, monkeypatch):
+    monkeypatch.setattr(zfs_stream, "TELL_SECONDS", 0.05)
+    told: list[int] = []
+    assert flow([sh(f"head -c {SIZE} /dev/zero")], [sh("sleep 1; cat >/dev/null")], told.append) == SIZE
+    assert len([count for count in told if 0 < count < SIZE]) > 5, "what the pipe takes, again and again"
+
+
 def test_what_comes_late_comes_too(way):
     told: list[int] = []
     assert flow([sh("sleep 1.2; echo x")], [sh("cat >&2")], told.append) == 2
