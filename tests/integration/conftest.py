@@ -448,15 +448,17 @@ def _send(signal_number: int, pids: list[int]) -> None:
 
 
 def _processes_under(directory: str) -> list[int]:
-    """Processes that work in this directory or below; a server's work in its data directory, even a renamed one."""
+    """Processes that work in this directory or below, as a server's do in its data directory, even a renamed one; and
+    programs that were told of a place in it, as those are that outlive a module that was killed."""
     found = []
     with as_account(ACCOUNT):  # in a container root may not look at other accounts' processes
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit():
                 try:
                     where = os.readlink(entry / "cwd")
+                    told = f"{directory}/".encode() in (entry / "cmdline").read_bytes()
                 except OSError:  # gone, or another account's
                     continue
-                if (where + "/").startswith(directory + "/"):
+                if told or (where + "/").startswith(directory + "/"):
                     found.append(int(entry.name))
     return found
