@@ -11,6 +11,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -130,6 +131,7 @@ class Lab:
     def __init__(self) -> None:
         self.directory = Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"])
         self.inventory = str(self.directory / "inventory")
+        self.modules = tempfile.TemporaryDirectory(prefix="hotspare-modules-")  # of this session, whose code stays
         config = yaml.safe_load(Path(os.environ["MOLECULE_FILE"]).read_text(encoding="utf-8"))
         self.variables: dict[str, Any] = config["provisioner"]["inventory"]["group_vars"]["postgres"]
         self.addresses = {p["name"]: p["networks"][0]["ipv4_address"] for p in config["platforms"]}
@@ -151,7 +153,7 @@ class Lab:
                 "ANSIBLE_PIPELINING": "1",
                 "ANSIBLE_CALLBACK_PLUGINS": str(HERE / "callback"),
                 "ANSIBLE_CALLBACKS_ENABLED": "module_cache",
-                "HOTSPARE_MODULE_CACHE": str(self.directory / "modules"),
+                "HOTSPARE_MODULE_CACHE": self.modules.name,
                 **(env or {}),
             },
             stdin=subprocess.DEVNULL,
@@ -331,5 +333,9 @@ def find_json(output: str) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def lab() -> Lab:
-    return Lab()
+def lab() -> Iterator[Lab]:
+    found = Lab()
+    try:
+        yield found
+    finally:
+        found.modules.cleanup()

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 """All runs of a test session share the modules that Ansible has packed for the nodes: by itself each run packs them
-anew, a third of what it asks of the processor. They lie in HOTSPARE_MODULE_CACHE, for one state of the collection.
+anew. They lie in HOTSPARE_MODULE_CACHE, a directory for one state of the collection.
 """
 
 from __future__ import annotations
@@ -28,7 +28,5 @@ class CallbackModule(CallbackBase):
     CALLBACK_NEEDS_ENABLED = True
 
     def v2_playbook_on_start(self, playbook):
-        shared = Path(os.environ["HOTSPARE_MODULE_CACHE"])
-        shared.mkdir(exist_ok=True)
         # Where ansible.executor.module_common keeps them, in a directory of this run.
-        Path(C.DEFAULT_LOCAL_TMP, "ansiballz_cache").symlink_to(shared)
+        Path(C.DEFAULT_LOCAL_TMP, "ansiballz_cache").symlink_to(os.environ["HOTSPARE_MODULE_CACHE"])

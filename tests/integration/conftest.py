@@ -291,9 +291,9 @@ class Lab:
     def close(self) -> None:
         """End the servers under this directory, and only those; remove it and the locks of its nodes."""
         for signal_number in (signal.SIGCONT, signal.SIGQUIT, signal.SIGKILL):
-            _send(signal_number, _processes_under(str(self.directory)))
+            _send(signal_number, _processes_under(str(self.directory), told=True))
             deadline = time.monotonic() + 5
-            while signal_number != signal.SIGCONT and _processes_under(str(self.directory)):
+            while signal_number != signal.SIGCONT and _processes_under(str(self.directory), told=True):
                 if time.monotonic() > deadline:
                     break
                 time.sleep(0.02)
@@ -447,18 +447,18 @@ def _send(signal_number: int, pids: list[int]) -> None:
             os.kill(pid, signal_number)
 
 
-def _processes_under(directory: str) -> list[int]:
-    """Processes that work in this directory or below, as a server's do in its data directory, even a renamed one; and
-    programs that were told of a place in it, as those are that outlive a module that was killed."""
+def _processes_under(directory: str, *, told: bool = False) -> list[int]:
+    """Processes that work in this directory or below, as a server's do in its data directory, even a renamed one; with
+    `told` also programs that were told of a place in it, as those that outlive a module that was killed."""
     found = []
     with as_account(ACCOUNT):  # in a container root may not look at other accounts' processes
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit():
                 try:
                     where = os.readlink(entry / "cwd")
-                    told = f"{directory}/".encode() in (entry / "cmdline").read_bytes()
+                    named = told and f"{directory}/".encode() in (entry / "cmdline").read_bytes()
                 except OSError:  # gone, or another account's
                     continue
-                if told or (where + "/").startswith(directory + "/"):
+                if named or (where + "/").startswith(directory + "/"):
                     found.append(int(entry.name))
     return found
