@@ -66,18 +66,21 @@ def ours(**told: Any) -> dict[str, Any]:
 
 def work(source: str, target: str, host: str) -> dict[str, Any]:
     """With the defaults of the module."""
-    from hotspare import shell, zfs, zfs_refusals, zfs_send
+    from hotspare import zfs, zfs_refusals, zfs_send
 
     commands: list[tuple[float, str]] = []
+    run_all = zfs.Side.run_all
 
-    def noted(argv: Any, **options: Any) -> Any:
+    def noted(side: Any, told: Any, **options: Any) -> Any:
         began = time.monotonic()
-        done = shell.run(argv, **options)
-        told = argv[-1] if argv[0] == "ssh" else " ".join(argv)
-        commands.append((round(time.monotonic() - began, 3), told.replace(" ".join(zfs.ENVIRONMENT), "ssh:")))
+        done = run_all(side, told, **options)
+        where = "there" if side.login else "here"
+        commands.append(
+            (round(time.monotonic() - began, 3), f"{where}: {'; '.join(' '.join(one[:3]) for one in told)}")
+        )
         return done
 
-    zfs.run = noted
+    zfs.Side.run_all = noted
     root = "/root/.ssh"
     want = zfs_refusals.Want(
         prefix="ours",

@@ -19,10 +19,12 @@ def command(
     alive_seconds: int = ALIVE_SECONDS,
     alive_count: int = ALIVE_COUNT,
     control: str = "",
+    shares: bool = False,
 ) -> list[str]:
     """Less the name of the host, which follows: nothing is asked, nothing taken from configurations.
 
-    control: a socket by which all commands that name it share one connection; it ends by itself.
+    control: a socket by which commands share the connection of the one that `shares`, while that runs; without one
+    each has its own.
     """
     options = {
         "BatchMode": "yes",
@@ -40,7 +42,7 @@ def command(
         "Compression": "no",
         "Ciphers": "^aes128-gcm@openssh.com",  # the quickest where the processor knows AES
     }
-    if control:
-        options.update(ControlMaster="auto", ControlPersist=30)
+    if shares:
+        options["ControlMaster"] = "yes"
     words = [word for name, value in options.items() for word in ("-o", f"{name}={value}")]
     return ["ssh", "-F", "/dev/null", "-T", *words, "-p", str(port), "-l", account]

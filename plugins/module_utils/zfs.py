@@ -14,12 +14,14 @@ import re
 import shlex
 import shutil
 import tempfile
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Optional
 
 from . import ssh
+from .remote_shell import Lost, RemoteShell, script
 from .shell import PATH, CommandError, Completed, HotspareError, run
 
 OLDEST = (2, 1)  # of OpenZFS: what Debian 11 has from its backports
@@ -169,6 +171,7 @@ class Side:
         self.login = login
         self.where = login.host if login else "this host"
         self._directory: Optional[tempfile.TemporaryDirectory[str]] = None
+        self._shell: Optional[RemoteShell] = None
         if login:
             for what in (login.identity, login.known_hosts):
                 if not os.path.exists(what):
@@ -184,9 +187,10 @@ class Side:
         self.close()
 
     def close(self) -> None:
+        if self._shell is not None:
+            self._shell.close()
+            self._shell = None
         if self._directory is not None:
-            with contextlib.suppress(HotspareError):
-                run([*self._ssh(), "-O", "exit", self.where], check=False, timeout=10)
             self._directory.cleanup()
             self._directory = None
 
@@ -197,37 +201,54 @@ class Side:
             raise failed(self.where, words, done.stderr or done.stdout)
         return done
 
-    def _session(self, words: Words) -> Completed:
-        argv = self.stages([words])[0].argv
-        try:
-            done = run(argv, timeout=LOOK_SECONDS, check=False)
-        except CommandError as error:
-            raise HotspareError(f"{self.where}: {error.message}", **error.facts) from error
-        if self.login and done.rc == 255:
-            raise unreachable(self.login, done.stderr)
+    def run_all(self, commands: Sequence[Words], *, stop: bool = False) -> list[Completed]:
+        """One after the other; `stop` at the first that fails. Whatever their exit codes are: those that were run."""
+        if self.login is not None:
+            return self._run_there(self.login, commands, stop)
+        done: list[Completed] = []
+        for words in commands:
+            try:
+                done.append(run(words, timeout=LOOK_SECONDS, check=False))
+            except CommandError as error:
+                raise HotspareError(f"{self.where}: {error.message}", **error.facts) from error
+            if stop and done[-1].rc != 0:
+                break
         return done
 
-    def run_all(self, commands: Sequence[Words], *, stop: bool = False) -> list[Completed]:
-        """One after the other, on another host in one session, which costs as much as ten commands; `stop` at the first
-        that fails. Whatever their exit codes are: those that were run."""
-        if self.login is None:
-            done: list[Completed] = []
-            for words in commands:
-                done.append(self._session(words))
-                if stop and done[-1].rc != 0:
-                    break
-            return done
-        # Not by its own exit code: zfs ends with 255 at times, which is what ssh ends with when it has no connection.
-        ended = self._session(["sh", "-c", batch(commands, stop)])
+    def _run_there(self, login: Login, commands: Sequence[Words], stop: bool) -> list[Completed]:
+        began = time.monotonic()
+        try:
+            out, err = self._connected().ask(script(commands, stop), LOOK_SECONDS)
+        except OSError as error:
+            raise HotspareError(f"cannot run ssh on this host: {error.strerror}; install openssh-client") from error
+        except Lost as lost:
+            if lost.rc is None:
+                what = f"{label(self.where, commands[0])} took longer than {LOOK_SECONDS:.0f} s"
+                raise HotspareError(f"{what}: see what that host and its pool wait for") from lost
+            if lost.rc == 255:
+                raise unreachable(login, lost.said) from lost
+            raise failed(self.where, commands[0], lost.said) from lost
         # What each wrote, and its exit code behind it; what they said may be of any of them.
-        parts = re.split(r"^=(\d+)=$\n?", ended.stdout, flags=re.MULTILINE)
+        parts = re.split(r"^=(\d+)=$\n?", out, flags=re.MULTILINE)
         codes = [int(code) for code in parts[1::2]]
-        if not codes or (len(codes) < len(commands) and not (stop and codes[-1] != 0)):
-            raise failed(self.where, commands[len(codes)], ended.stderr)
+        if len(codes) < len(commands) and not (stop and codes and codes[-1] != 0):
+            raise failed(self.where, commands[len(codes)], err)
+        seconds = time.monotonic() - began
         return [
-            Completed(list(words), rc, out, ended.stderr if rc else "", ended.seconds)
-            for words, rc, out in zip(commands, codes, parts[0::2])
+            Completed(list(words), rc, text, err if rc else "", seconds)
+            for words, rc, text in zip(commands, codes, parts[0::2])
         ]
+
+    def _connected(self) -> RemoteShell:
+        """The shell by whose connection everything there goes; another one when that was lost."""
+        if self._shell is not None and self._shell.ended:
+            self._shell.close()
+            self._shell = None
+            with contextlib.suppress(FileNotFoundError):  # of an ssh that was killed
+                os.unlink(self._control)
+        if self._shell is None:
+            self._shell = RemoteShell([*self._ssh(shares=True), self.where, shlex.join([*ENVIRONMENT, "sh"])])
+        return self._shell
 
     def stages(self, pipeline: Sequence[Words]) -> list[Stage]:
         """What to start here for a pipeline of programs there."""
@@ -245,26 +266,24 @@ class Side:
             return shutil.which(program, path=PATH) is not None
         return self.run(program, "--version", check=False).rc == 0
 
-    def _ssh(self) -> list[str]:
-        if self.login is None or self._directory is None:
-            raise AssertionError("it is another host, and not closed")
+    def _ssh(self, *, shares: bool = False) -> list[str]:
         login = self.login
+        if login is None:
+            raise AssertionError("it is another host")
         return ssh.command(
             port=login.port,
             account=login.account,
             identity=login.identity,
             known_hosts=login.known_hosts,
-            control=f"{self._directory.name}/ssh",
+            control=self._control,
+            shares=shares,
         )
 
-
-AFTER = '; r=$?; echo "=$r="'
-STOP = "; [ $r = 0 ] || exit 1"
-
-
-def batch(commands: Sequence[Words], stop: bool) -> str:
-    """A script of sh that tells the exit code of each command behind what it writes. (Pure.)"""
-    return "".join(f"{shlex.join(words)}{AFTER}{STOP if stop else ''}; " for words in commands)
+    @property
+    def _control(self) -> str:
+        if self._directory is None:
+            raise AssertionError("it is another host, and not closed")
+        return f"{self._directory.name}/ssh"
 
 
 def label(where: str, words: Words) -> str:

@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 from typing import Any, Optional
 
 from .config_file import read_config_file
+from .remote_shell import AFTER, ENDED, STOP, script
 from .shell import PATH, HotspareError
-from .zfs import AFTER, ENVIRONMENT, FLAGS, FROM, LABEL, MADE, MOUNTS, NAME, SNAPSHOT_NAME, STOP, Side, batch, decode
+from .zfs import ENVIRONMENT, FLAGS, FROM, LABEL, MADE, MOUNTS, NAME, SNAPSHOT_NAME, Side, decode
 from .zfs_copy import NOTE
 from .zfs_send import MBUFFER, UNZSTD, ZSTD
 
@@ -60,37 +61,35 @@ def _parse(found: Mapping[str, Any]) -> Serve:
 
 def serve(path: str, told: Optional[str]) -> int:
     """Run what the other host asks for (SSH_ORIGINAL_COMMAND); its exit code. HotspareError when it may not."""
-    config, asked_for = read_serve(path), parse(told or "")
-    if isinstance(asked_for, Batch):
-        for words in asked_for.commands:
-            permit(config, [words])
-        return _run_all(asked_for)
-    permit(config, asked_for)
-    return _run(asked_for)
+    config, pipeline = read_serve(path), parse(told or "")
+    if pipeline == [["sh"]]:
+        for line in iter(lambda: sys.stdin.readline(LONGEST), ""):
+            _run_all(config, parse_line(line))
+        return 0
+    permit(config, pipeline)
+    return _run(pipeline)
 
 
 @dataclass(frozen=True)
-class Batch:
-    """What zfs.batch made."""
+class Line:
+    """What remote_shell.script made."""
 
     commands: list[list[str]]
     stop: bool
 
 
-def parse(told: str) -> Batch | list[list[str]]:
-    """A batch, or the programs of a pipeline, as zfs.Side sends them. (Pure.) HotspareError for any other."""
+def parse(told: str) -> list[list[str]]:
+    """The programs of a pipeline, as zfs.Side sends them. (Pure.) HotspareError for anything else."""
     try:
         words = shlex.split(told if len(told) <= LONGEST else "")
         if tuple(words[: len(ENVIRONMENT)]) != ENVIRONMENT:
             raise ValueError("it does not begin as ours do")
         words = words[len(ENVIRONMENT) :]
-        if words[:2] == ["sh", "-c"]:
-            return _parse_batch(words[2])
         if words[:4] != ["bash", "-o", "pipefail", "-c"]:
             return [words]
-        (script,) = words[4:]
+        (text,) = words[4:]
         pipeline: list[list[str]] = [[]]
-        lexer = shlex.shlex(script, posix=True, punctuation_chars="|")
+        lexer = shlex.shlex(text, posix=True, punctuation_chars="|")
         lexer.whitespace_split = True
         lexer.commenters = ""
         for word in lexer:
@@ -99,18 +98,26 @@ def parse(told: str) -> Batch | list[list[str]]:
             else:
                 pipeline[-1].append(word)
         return pipeline
-    except (ValueError, IndexError) as error:
-        raise HotspareError(f"this key runs no command {told[:200]!r} ({error}): see what uses it") from error
+    except ValueError as error:
+        raise _unknown(told, error) from error
 
 
-def _parse_batch(script: str) -> Batch:
-    """ValueError for another script than zfs.batch makes: what is read is written again, and has to be the same."""
-    for stop in (False, True):
-        end = f"{AFTER}{STOP if stop else ''}; "
-        commands = [shlex.split(text) for text in script.split(end)[:-1]]
-        if commands and batch(commands, stop) == script:
-            return Batch(commands, stop)
-    raise ValueError("it is a script of another kind")
+def parse_line(told: str) -> Line:
+    """What stands in a line for the shell; what is read is written again, and has to be the same. (Pure.)
+    HotspareError for any other."""
+    try:
+        for stop in (False, True):
+            end = f"{AFTER}{STOP if stop else ''}; "
+            commands = [shlex.split(text) for text in told[1:].split(end)[:-1]]
+            if commands and script(commands, stop) == told:
+                return Line(commands, stop)
+        raise ValueError("it is a script of another kind")
+    except ValueError as error:
+        raise _unknown(told, error) from error
+
+
+def _unknown(told: str, error: ValueError) -> HotspareError:
+    return HotspareError(f"this key runs no command {told[:200]!r} ({error}): see what uses it")
 
 
 def permit(config: Serve, pipeline: Sequence[Sequence[str]]) -> None:
@@ -225,18 +232,22 @@ def _guids(datasets: Sequence[str]) -> set[str]:
     return set(Side().run(*words, *datasets, check=False).stdout.split())
 
 
-def _run_all(asked_for: Batch) -> int:
-    rc = 0
-    for words in asked_for.commands:
-        rc = _run([words])
+def _run_all(config: Serve, line: Line) -> None:
+    """As sh does it, where each command is permitted."""
+    for words in line.commands:
+        permit(config, [words])
+    for words in line.commands:
+        rc = _run([words], stdin=subprocess.DEVNULL)
         sys.stdout.write(f"={rc}=\n")
         sys.stdout.flush()
-        if rc and asked_for.stop:
+        if rc and line.stop:
             break
-    return 1 if rc and asked_for.stop else 0
+    for stream in (sys.stdout, sys.stderr):
+        stream.write(ENDED.decode())
+        stream.flush()
 
 
-def _run(pipeline: Sequence[Sequence[str]]) -> int:
+def _run(pipeline: Sequence[Sequence[str]], stdin: Optional[int] = None) -> int:
     """As bash with pipefail: the exit code of the last program that failed, or 0."""
     environment = {"PATH": PATH, "LC_ALL": "C"}
     running: list[subprocess.Popen[bytes]] = []
@@ -246,7 +257,11 @@ def _run(pipeline: Sequence[Sequence[str]]) -> int:
             last = number == len(pipeline) - 1
             running.append(
                 subprocess.Popen(
-                    list(words), stdin=previous, stdout=None if last else subprocess.PIPE, cwd="/", env=environment
+                    list(words),
+                    stdin=previous if running else stdin,
+                    stdout=None if last else subprocess.PIPE,
+                    cwd="/",
+                    env=environment,
                 )
             )
             if previous is not None:

@@ -50,6 +50,7 @@ FLOORS = (
         "lock",
         "packing",
         "records",
+        "remote_shell",
         "wal_file",
         "zstd",
     },  # ground: needs the line above

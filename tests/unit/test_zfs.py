@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import shlex
-import subprocess
 from typing import Any
 
 import pytest
@@ -44,16 +43,25 @@ def far(files):
         yield side
 
 
-class Ran:
-    """Instead of shell.run: what was started, and what it ends with."""
+@pytest.fixture
+def near(far, monkeypatch, tmp_path):
+    """A side at the end of an ssh which runs here what it is told, and notes each start."""
+    (tmp_path / "ssh").write_text(f'#!/bin/sh\necho x >>{tmp_path}/started\nshift\nexec sh -c "$1"\n', encoding="utf-8")
+    (tmp_path / "ssh").chmod(0o755)
+    monkeypatch.setattr(far, "_ssh", lambda **_options: [str(tmp_path / "ssh")])
+    return far
 
-    def __init__(self, rc: int = 0, stdout: str = "", stderr: str = "") -> None:
-        self.end = (rc, stdout, stderr)
-        self.argv: list[list[str]] = []
 
-    def __call__(self, argv: Any, **_options: Any) -> Completed:
-        self.argv.append(list(argv))
-        return Completed(list(argv), *self.end, seconds=0.0)
+@pytest.fixture
+def ending(far, monkeypatch):
+    """Have the ssh end with this exit code before it runs anything, and say something."""
+
+    def ends(rc: int, said: str) -> Side:
+        text = f"printf %s {shlex.quote(said)} >&2; exit {rc}"
+        monkeypatch.setattr(far, "_ssh", lambda **_options: ["sh", "-c", text])
+        return far
+
+    return ends
 
 
 # --- what is printed -------------------------------------------------------------------------------------------------
@@ -151,50 +159,63 @@ def test_there_every_exit_code_counts(far):
     assert stage.name == "zfs receive on db2"
 
 
-def test_commands_share_one_connection_which_ends(far, monkeypatch):
-    ran = Ran(0, "=0=\n")
-    monkeypatch.setattr(zfs, "run", ran)
-    far.run("zfs", "version")
-    far.run("zfs", "version")
-    far.close()
-    far.close()
-    sockets = {word for argv in ran.argv for word in argv if word.startswith("ControlPath=")}
-    assert len(sockets) == 1 and len(max(sockets, key=len)) < 100
-    assert ran.argv[-1][-3:] == ["-O", "exit", "db2"]
-    assert len(ran.argv) == 3
+def test_commands_share_one_connection(near, tmp_path):
+    for number in range(3):
+        assert near.run("echo", str(number), "a b").stdout == f"{number} a b\n"
+    assert (tmp_path / "started").read_text(encoding="utf-8") == "x\n"
+    shell = near._shell
+    near.close()
+    near.close()
+    assert shell.ended
 
 
-COMMANDS = [("zfs", "version"), ("zfs", "hold", "x", "it's@a"), ("zpool", "status")]
+def test_what_a_stream_goes_through_is_the_same_connection(far):
+    first, (stage,) = far._ssh(shares=True), far.stages([("zfs", "receive", "x")])
+    (path,) = {word for word in [*first, *stage.argv] if word.startswith("ControlPath=")}
+    assert len(path) < 100
+    assert "ControlMaster=yes" in first and "ControlMaster=yes" not in stage.argv
 
 
-@pytest.mark.parametrize(
-    ("stop", "codes", "ran"),
-    [(False, "0 1 0", 3), (True, "0 1", 2), (True, "0 0 0", 3), (False, "0", 0), (True, "", 0)],
-)
-def test_there_many_commands_are_one_session(far, monkeypatch, stop, codes, ran):
-    stdout = "".join(f"said\n={code}=\n" for code in codes.split())
-    seen = Ran(int((codes.split() or ["7"])[-1]), stdout, "no such thing")
-    monkeypatch.setattr(zfs, "run", seen)
-    if not ran:
-        with pytest.raises(HotspareError, match="failed: no such thing"):
-            far.run_all(COMMANDS, stop=stop)
-        return
-    found = far.run_all(COMMANDS, stop=stop)
-    assert len(seen.argv) == 1
-    assert [done.rc for done in found] == [int(code) for code in codes.split()]
-    assert [done.argv for done in found] == [list(words) for words in COMMANDS[:ran]]
-    assert [(done.stdout, done.stderr) for done in found[:2]] == [
-        ("said\n", ""),
-        ("said\n", "no such thing" * found[1].rc),
-    ]
+def test_a_connection_that_was_lost_is_made_again(near, tmp_path):
+    near.run("true")
+    near._shell._process.kill()
+    near._shell._process.wait()
+    assert near.run("echo", "again").stdout == "again\n"
+    assert (tmp_path / "started").read_text(encoding="utf-8") == "x\nx\n"
+
+
+def test_a_connection_that_is_lost_meanwhile(near):
+    with pytest.raises(HotspareError, match="sh -c on db2 failed: Killed"):
+        near.run("sh", "-c", "kill -9 $PPID; kill -9 $(ps -o ppid= $PPID)")
+
+
+def test_what_takes_too_long_is_ended(near, monkeypatch):
+    monkeypatch.setattr(zfs, "LOOK_SECONDS", 0.2)
+    with pytest.raises(HotspareError, match="sleep 60 on db2 took longer than 0 s"):
+        near.run("sleep", "60")
+    monkeypatch.setattr(zfs, "LOOK_SECONDS", 60)
+    assert near.run("echo", "again").stdout == "again\n"
+
+
+COMMANDS = [("printf", "said\n"), ("sh", "-c", "echo it\\'s; echo no such thing >&2; exit 1"), ("echo", "a b; reboot")]
 
 
 @pytest.mark.parametrize("stop", [False, True])
-def test_the_script_of_many(stop):
-    script = zfs.batch([("echo", "a b"), ("sh", "-c", "exit 3"), ("echo", "c")], stop)
-    done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=False)
-    assert done.stdout == ("a b\n=0=\n=3=\n" if stop else "a b\n=0=\n=3=\nc\n=0=\n")
-    assert done.returncode == (1 if stop else 0)
+def test_many_commands_there(near, stop):
+    found = near.run_all(COMMANDS, stop=stop)
+    assert [(done.rc, done.stdout, done.stderr) for done in found] == [
+        (0, "said\n", ""),
+        (1, "it's\n", "no such thing\n"),
+        (0, "a b; reboot\n", ""),
+    ][: 2 if stop else 3]
+    assert [done.argv for done in found] == [list(words) for words in COMMANDS[: len(found)]]
+    assert near.run("cat").stdout == ""  # the lines that follow are for the shell alone
+
+
+def test_much_is_read(near):
+    done = near.run("sh", "-c", "seq 200000; seq 100000 >&2; exit 3", check=False)
+    assert (done.rc, done.stdout.count("\n"), done.stderr.count("\n")) == (3, 200000, 100000)
+    assert near.run("echo", "x" * 100000).stdout == "x" * 100000 + "\n"
 
 
 def test_here_many_are_many():
@@ -217,10 +238,14 @@ def test_without_a_key_it_is_not_tried(tmp_path):
         ("", "ssh says nothing"),
     ],
 )
-def test_who_cannot_be_reached(far, monkeypatch, said, told):
-    monkeypatch.setattr(zfs, "run", Ran(255, "", said))
+def test_who_cannot_be_reached(ending, said, told):
     with pytest.raises(HotspareError, match=told):
-        far.run("zfs", "list", check=False)
+        ending(255, said).run("zfs", "list", check=False)
+
+
+def test_what_may_not_be_run_there(ending):
+    with pytest.raises(HotspareError, match="zfs list on db2 failed: this key may not run it"):
+        ending(1, "this key may not run it\n").run("zfs", "list", check=False)
 
 
 @pytest.mark.parametrize(
@@ -233,22 +258,18 @@ def test_who_cannot_be_reached(far, monkeypatch, said, told):
         ("", "it printed nothing"),
     ],
 )
-def test_what_fails_says_where_and_what_next(far, monkeypatch, said, advice):
-    monkeypatch.setattr(zfs, "run", Ran(0, "=1=\n", said))
-    with pytest.raises(HotspareError, match=f"zfs hold on db2 failed: .*{advice}") as caught:
-        far.run("zfs", "hold", "x", "tank@y")
-    assert caught.value.facts["command"] == ["zfs", "hold", "x", "tank@y"]
-    assert far.run("zfs", "hold", check=False).rc == 1
+def test_what_fails_says_where_and_what_next(near, said, advice):
+    words = ("sh", "-c", f"printf %s {shlex.quote(said)} >&2; exit 1")
+    with pytest.raises(HotspareError, match=f"sh -c on db2 failed: .*{advice}") as caught:
+        near.run(*words)
+    assert caught.value.facts["command"] == list(words)
+    assert near.run(*words, check=False).rc == 1
 
 
-def test_an_exit_code_of_zfs_is_not_taken_for_one_of_ssh(far, monkeypatch):
+def test_an_exit_code_of_zfs_is_not_taken_for_one_of_ssh(near):
     """`zfs send -t` ends with 255 where the snapshot is gone, as ssh does without a connection."""
-    said = "cannot resume send: 'tank/pg@seed' used in the initial send no longer exists\n"
-    monkeypatch.setattr(zfs, "run", Ran(0, "\ttoguid = 1f\n=255=\n", said))
-    done = far.run("zfs", "send", "-nvP", "-t", "1-2-3", check=False)
-    assert (done.rc, done.stdout, done.stderr) == (255, "\ttoguid = 1f\n", said)
-    script = zfs.batch([("sh", "-c", "exit 255")], True)
-    assert subprocess.run(["sh", "-c", script], capture_output=True, check=False).returncode == 1
+    done = near.run("sh", "-c", "echo toguid = 1f; echo cannot resume send >&2; exit 255", check=False)
+    assert (done.rc, done.stdout, done.stderr) == (255, "toguid = 1f\n", "cannot resume send\n")
 
 
 def test_what_is_not_installed(monkeypatch):
@@ -260,7 +281,6 @@ def test_what_is_not_installed(monkeypatch):
         Side().run("zfs", "version")
 
 
-def test_which_filters_there_are(far, monkeypatch):
-    assert Side().has("cat") and not Side().has("no-such-filter")
-    monkeypatch.setattr(zfs, "run", Ran(0, "=127=\n"))
-    assert not far.has("mbuffer")
+def test_which_filters_there_are(near):
+    for side in (Side(), near):
+        assert side.has("cat") and not side.has("no-such-filter")

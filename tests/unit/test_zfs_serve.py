@@ -6,16 +6,19 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import sys
 from typing import Any
 
 import pytest
 from ansible_collections.hotspare.postgresql.plugins.module_utils import program, zfs_serve
+from ansible_collections.hotspare.postgresql.plugins.module_utils.remote_shell import RemoteShell, script
 from ansible_collections.hotspare.postgresql.plugins.module_utils.shell import HotspareError
-from ansible_collections.hotspare.postgresql.plugins.module_utils.zfs import ENVIRONMENT, Login, Side, Token, batch
+from ansible_collections.hotspare.postgresql.plugins.module_utils.zfs import ENVIRONMENT, Login, Side, Token
 from ansible_collections.hotspare.postgresql.plugins.module_utils.zfs_refusals import Keep
 from ansible_collections.hotspare.postgresql.plugins.module_utils.zfs_send import MBUFFER, UNZSTD, ZSTD
-from ansible_collections.hotspare.postgresql.plugins.module_utils.zfs_serve import Serve, parse, permit
+from ansible_collections.hotspare.postgresql.plugins.module_utils.zfs_serve import Serve, parse, parse_line, permit
 
 from .test_zfs_plan import Pair
 
@@ -163,11 +166,6 @@ def test_a_token_has_to_be_of_what_may_be_sent(monkeypatch):
         permit(BOTH, [["zfs", "send", "-t", "1-abc"]])
 
 
-def test_a_script_that_is_not_there():
-    with pytest.raises(HotspareError, match="this key runs no command"):
-        parse(shlex.join([*ENVIRONMENT, "sh", "-c"]))
-
-
 def test_it_reads_what_the_module_sends(tmp_path):
     for name in ("key", "known"):
         (tmp_path / name).touch()
@@ -180,18 +178,55 @@ def test_it_reads_what_the_module_sends(tmp_path):
             assert parse(stage.argv[-1]) == pipeline
 
 
-def test_it_reads_batches_and_no_other_script(tmp_path, capfd):
+def test_it_reads_lines_and_no_other_script():
     commands = [["zfs", "hold", "x", "a; b"], ["zfs", "version"]]
     for stop in (False, True):
-        told = shlex.join([*ENVIRONMENT, "sh", "-c", batch(commands, stop)])
-        assert parse(told) == zfs_serve.Batch(commands, stop)
-    good = batch(commands, True)
-    for bad in (good + "reboot", "reboot; " + good, good.replace("version", "version; reboot"), "reboot", ""):
+        assert parse_line(script(commands, stop)) == zfs_serve.Line(commands, stop)
+    good = script(commands, True)
+    for bad in (
+        good + "reboot\n",
+        "reboot; " + good,
+        good.replace("version", "version; reboot"),
+        good.replace("</dev/null", "</etc/shadow"),
+        "reboot\n",
+        good[:-1],
+        "\n",
+    ):
         with pytest.raises(HotspareError, match="this key runs no command"):
-            parse(shlex.join([*ENVIRONMENT, "sh", "-c", bad]))
-    for stop, out, rc in ((True, "=0=\n=1=\n", 1), (False, "=0=\n=1=\n=0=\n", 0)):
-        assert zfs_serve._run_all(zfs_serve.Batch([["true"], ["false"], ["true"]], stop)) == rc
-        assert capfd.readouterr().out == out
+            parse_line(bad)
+
+
+FORCED = """\
+import sys
+from ansible_collections.hotspare.postgresql.plugins.module_utils import zfs_serve
+from ansible_collections.hotspare.postgresql.plugins.module_utils.shell import HotspareError
+zfs_serve.rules = lambda config: [r"(echo|false|cat)(\\n.*)*"]
+try:
+    sys.exit(zfs_serve.serve(sys.argv[1], sys.argv[2]))
+except HotspareError as error:
+    sys.exit(error.message)
+"""
+
+
+def test_a_side_talks_to_it(config, tmp_path, monkeypatch):
+    """What answers line by line is what a shell would be: tried as it is forced on a key."""
+    for name in ("key", "known"):
+        (tmp_path / name).touch()
+    with Side(Login("db2", 22, "root", str(tmp_path / "key"), str(tmp_path / "known"))) as side:
+        text = f'cd {shlex.quote(os.getcwd())}; export PYTHONPATH={shlex.quote(":".join(sys.path))}; exec "$@"'
+        forced = ["sh", "-c", text, "sh", sys.executable, "-c", FORCED, config]
+        told = shlex.join([*ENVIRONMENT, "sh"])
+        monkeypatch.setattr(side, "_connected", lambda: shells[0])
+        shells = [RemoteShell([*forced, told])]
+        try:
+            done = side.run_all([["echo", "a b"], ["cat"], ["false"], ["echo", "it's"]])
+            assert [(one.rc, one.stdout) for one in done] == [(0, "a b\n"), (0, ""), (1, ""), (0, "it's\n")]
+            assert [one.rc for one in side.run_all([["false"], ["echo"]], stop=True)] == [1]
+            with pytest.raises(HotspareError, match="echo x on db2 failed: this key may not run 'reboot'"):
+                side.run_all([["echo", "x"], ["reboot"]])
+            assert shells[0].ended
+        finally:
+            shells[0].close()
 
 
 @pytest.mark.parametrize(

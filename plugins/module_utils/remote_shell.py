@@ -1,0 +1,105 @@
+# Copyright: (c) 2026, hotspare contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A shell on another host that stays: many commands, one after the other, cost one ssh."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import shlex
+import subprocess
+import time
+from collections.abc import Sequence
+
+from .shell import PATH
+
+# What the shell says behind each command: its exit code; behind each script: that it has ended.
+AFTER = '; r=$?; echo "=$r="'
+STOP = "; [ $r = 0 ] || exit 1"
+ENDED = b"=.=\n"
+END = " </dev/null; echo =.=; echo =.= >&2\n"
+CLOSE_SECONDS = 10
+
+
+def script(commands: Sequence[Sequence[str]], stop: bool) -> str:
+    """A line for sh that tells the exit code of each command behind what it writes; `stop` at the first that fails.
+    (Pure.)"""
+    told = "".join(f"{shlex.join(words)}{AFTER}{STOP if stop else ''}; " for words in commands)
+    return f"({told}){END}"
+
+
+class Lost(Exception):
+    """The connection ended, or never was: the exit code of ssh (None: it took too long), and what it said."""
+
+    def __init__(self, rc: int | None, said: str) -> None:
+        super().__init__(said)
+        self.rc, self.said = rc, said
+
+
+class RemoteShell:
+    """`argv` is an ssh that runs sh, or what reads its lines in its place. To be closed."""
+
+    def __init__(self, argv: Sequence[str]) -> None:
+        """OSError when it cannot be started."""
+        pipe = subprocess.PIPE
+        # In a session of its own: an interrupt at a terminal is for us, who then ends it.
+        self._process = subprocess.Popen(
+            argv,
+            stdin=pipe,
+            stdout=pipe,
+            stderr=pipe,
+            bufsize=0,
+            cwd="/",
+            env={"PATH": PATH, "LC_ALL": "C"},
+            start_new_session=True,
+        )
+        if self._process.stdin is None or self._process.stdout is None or self._process.stderr is None:
+            raise AssertionError("they are pipes")
+        self._in, self._out, self._err = self._process.stdin, self._process.stdout, self._process.stderr
+
+    @property
+    def ended(self) -> bool:
+        return self._process.poll() is not None
+
+    def ask(self, line: str, timeout: float) -> tuple[str, str]:
+        """Have a line of `script` run: what came on its standard output, and on its standard error. Lost."""
+        left = line.encode()
+        with contextlib.suppress(BrokenPipeError):  # what it said is read below
+            while left:
+                left = left[self._in.write(left) or 0 :]
+        said = {self._out.fileno(): b"", self._err.fileno(): b""}
+        until = time.monotonic() + timeout
+        with selectors.DefaultSelector() as selector:
+            for descriptor in said:
+                selector.register(descriptor, selectors.EVENT_READ)
+            while not all(text.endswith(ENDED) for text in said.values()):
+                ready = selector.select(max(0.0, until - time.monotonic()))
+                if not ready:
+                    self._kill()
+                    raise Lost(None, said[self._err.fileno()].decode(errors="replace"))
+                for key, _events in ready:
+                    read = os.read(key.fd, 1 << 16)
+                    said[key.fd] += read
+                    if not read:
+                        selector.unregister(key.fd)
+                if not selector.get_map():
+                    raise Lost(self._process.wait(), said[self._err.fileno()].decode(errors="replace"))
+        out, err = (text[: -len(ENDED)].decode(errors="replace") for text in said.values())
+        return out, err
+
+    def close(self) -> None:
+        """What goes through the same connection ends first."""
+        with contextlib.suppress(OSError):
+            self._in.close()
+        try:
+            self._process.wait(CLOSE_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._kill()
+        self._out.close()
+        self._err.close()
+
+    def _kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
