@@ -18,7 +18,8 @@ from .wal import LSN_END, HistoryEntry, fork_point, format_lsn
 
 # The ladder, from the least to the most that a node loses, and that is copied.
 RUNGS = ("follow", "rewind", "zfs", "basebackup")
-METHODS = ("auto", *RUNGS)
+METHODS = ("auto", *RUNGS, "copy")
+COPIES = {"zfs": "a ZFS snapshot of the primary", "basebackup": "a base backup", "copy": "a whole copy"}
 
 
 @dataclass(frozen=True)
@@ -242,17 +243,16 @@ def choose_method(local: Local, source: Source, wanted: str = "auto") -> Decisio
         natural = by_snapshot(natural, local, wanted)
     elif natural.method == "rewind":
         natural = by_less(natural, local, source, wanted)
-    if wanted in ("auto", natural.method):
+    if wanted in ("auto", natural.method) or (wanted == "copy" and natural.method in ("zfs", "basebackup")):
         return natural
-    if wanted in ("zfs", "basebackup"):
+    if wanted in ("zfs", "basebackup", "copy"):
         less = {**natural.skipped, natural.method: f"possible, but not asked for: {natural.reason}"}
         if natural.method == "follow":
             less["rewind"] = "not needed: nothing diverged"
-        what = "a base backup" if wanted == "basebackup" else "a ZFS snapshot of the primary"
-        reason = f"{what} is asked for ({natural.reason})"
+        reason = f"{COPIES[wanted]} is asked for ({natural.reason})"
         copied = by_copy(reason, natural.diverged_at, follow=less.get("follow", ""), rewind=less.get("rewind", ""))
         copied = by_snapshot(copied, local, wanted)
-        if copied.method == wanted:
+        if wanted in ("copy", copied.method):
             return copied
         reason = f"zfs is asked for and is {copied.skipped['zfs']}"
         return Decision("refuse", reason, natural.diverged_at)
@@ -278,7 +278,7 @@ def _natural(local: Local, source: Source) -> Decision:
         return Decision(
             "refuse",
             f"it has been on timeline {here.timeline}, {source.where} is on {there}: it was promoted after that one"
-            " and is probably the one to keep; if not, say method: basebackup (the node's directory is kept aside)",
+            " and is probably the one to keep; if not, say method: copy (what the node has is kept aside)",
         )
     fork = fork_point(list(source.history), here.timeline)
     # The position of a former primary is where its last record starts, so the fork must be past it.
@@ -297,14 +297,14 @@ def _one_timeline(local: Local, here: Position, source: Source, flushed: int) ->
             "refuse",
             f"it last ran as a primary on {where}, and so does {source.where}: either it is a copy of that one, or both"
             " took writes on one timeline, which no LSN can tell; find out whose data are right, and if the primary's"
-            " are, say method: basebackup (the node's directory is kept aside)",
+            " are, say method: copy (what the node has is kept aside)",
         )
     if here.lsn > flushed:
         return Decision(
             "refuse",
             f"it holds {where} up to {format_lsn(here.lsn)}, {here.lsn - flushed} bytes more than the primary"
             f" ({format_lsn(flushed)}): the primary has lost WAL, or two servers wrote on one timeline; find out whose"
-            " data are right, and if the primary's are, say method: basebackup (the node's directory is kept aside)",
+            " data are right, and if the primary's are, say method: copy (what the node has is kept aside)",
         )
     return _follow(local, here, source, f"it holds {where} up to {format_lsn(here.lsn)}, which the primary has too")
 

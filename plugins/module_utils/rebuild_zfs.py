@@ -105,6 +105,7 @@ def _make_ready(job: Job, here: Side, ours: View, layout: Layout, label: Label, 
     _require_whole(directory, layout, version)
     own(job.instance.account, directory, [f"{root}{STAGED}" for root in layout.roots])
     tidy(directory)
+    leave_archiving(directory)
     account = job.instance.account
     if label.spaces:
         write_durably(f"{directory}/tablespace_map", label.spaces, account=account)
@@ -113,6 +114,16 @@ def _make_ready(job: Job, here: Side, ours: View, layout: Layout, label: Label, 
     sync(directory)
     for below, _path in reversed(layout.ordered):
         here.run("zfs", "unmount", ours.top + below)
+
+
+def leave_archiving(directory: str) -> None:
+    """Segments that the primary has still to archive are no work of a standby that is promoted: as of those that it
+    streams, 26.2.9 ("Continuous Archiving in Standby")."""
+    status = f"{directory}/pg_wal/archive_status"
+    for name in os.listdir(status) if os.path.isdir(status) else ():
+        stem, ending = os.path.splitext(name)
+        if ending == ".ready":
+            os.replace(f"{status}/{name}", f"{status}/{stem}.done")
 
 
 def _unmount(here: Side, ours: View, layout: Layout) -> None:

@@ -20,6 +20,7 @@ from .zfs_refusals import Keep, Refusal, Want
 from .zfs_send import work
 
 PLACED = "hotspare:placed"  # of the node's outermost dataset: the snapshot that it was made from, until it streams
+PAGE = 8192  # block_size as Debian builds PostgreSQL
 COPIED = ("recordsize", "compression", "atime", "logbias", "primarycache")
 PROPERTIES = {"canmount": "noauto", "mountpoint": "none", "readonly": "off"}
 
@@ -50,8 +51,10 @@ def assess(zfs: Zfs, source: Source, data_directory: str, slot: str) -> Copy:
     """Whether a snapshot of the primary can be taken and received here, and how much would be sent. Changes nothing."""
     try:
         with sides(zfs) as (there, here):
-            theirs = look(there, zfs.source_dataset, recursive=True, mounts=True)
+            theirs = look(there, zfs.source_dataset, recursive=True, mounts=True, copied=("recordsize",))
             layout = read_layout(theirs, data_directory, source.tablespaces)
+            if source.full_page_writes is False:
+                require_whole_pages(theirs, layout)
             ours = look(here, zfs.dataset, recursive=True, mounts=True)
             _require_free(layout, ours)
             require_alone(layout.roots, data_directory)
@@ -88,6 +91,17 @@ def _require_free(layout: Layout, ours: View) -> None:
             raise Refusal(f"something else is mounted at {path} than a dataset below {ours.top}: see findmnt {path}")
         if not os.path.isdir(path) or os.listdir(path):
             raise Refusal(f"{path} is no dataset below {ours.top}, and something lies in it: move that away")
+
+
+def require_whole_pages(theirs: View, layout: Layout) -> None:
+    """Refusal where ZFS may write a part of a page: full_page_writes = off is right for whole records only."""
+    for below, _path in layout.ordered:
+        records = int(theirs.datasets[below].values["recordsize"])
+        if records < PAGE:
+            raise Refusal(
+                f"full_page_writes is off on the primary, and {theirs.called(below)} has a recordsize of "
+                f"{size(records)}, less than a page ({size(PAGE)}), so a crash could tear one: set full_page_writes = on"
+            )
 
 
 def labelled(zfs: Zfs, source: Source, slot: str, theirs: View, ours: View) -> Optional[tuple[str, Label]]:

@@ -246,7 +246,8 @@ def _work(config: BackupConfig, backup: Backup, check_mode: bool) -> dict[str, A
         done.update({key: told[key] for key in TOLD}, lsn=server.lsn)
         if check_mode:
             return done
-        made = look(here, config.dataset, recursive=False).datasets[""].named(told["snapshot"])
+        top = look(here, config.dataset, recursive=False).datasets[""]
+        made = top.named(told["snapshot"])
         done["taken"] = float(made.creation) if made else _now()
         done["guid"] = made.guid if made else None
         note = Note(
@@ -262,7 +263,13 @@ def _work(config: BackupConfig, backup: Backup, check_mode: bool) -> dict[str, A
             lsn=server.lsn,
             taken=done["taken"],
         )
-        there.run("zfs", "set", f"{NOTE}={note.written()}", f"{backup.dataset}@{told['snapshot']}")
+        notes = {told["snapshot"]: note}
+        for name in {one["snapshot"].partition("@")[2] for one in told["transfers"]} - set(notes):
+            # What an interrupted run has begun; how far its WAL goes nobody has noted.
+            begun = top.named(name)
+            notes[name] = replace(note, lsn="", taken=float(begun.creation) if begun else note.taken)
+        for name, of in notes.items():
+            there.run("zfs", "set", f"{NOTE}={of.written()}", f"{backup.dataset}@{name}")
         # Not before: without its note a copy cannot be restored.
         left = work(here, there, (config.dataset, backup.dataset), replace(want(backup.keep), state="pruned"))
         done["pruned"] = [*done["pruned"], *left["pruned"]]

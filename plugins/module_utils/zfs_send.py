@@ -191,7 +191,8 @@ class _Work:
         for one in self.sent:
             if not one.step.guid:
                 one.step = replace(one.step, guid=made[one.step.below].guid)
-                one.estimated = self._asked(one.step)
+                if one.estimated is None or one.estimated >= WORTHWHILE:
+                    one.estimated = self._asked(one.step)
         self._require_room()
 
     def _send(self, planned: Send) -> None:

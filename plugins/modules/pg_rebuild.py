@@ -127,10 +127,10 @@ options:
     description:
       - V(auto) takes the least that is right. V(follow) and V(rewind) are refused where they are not right, V(zfs)
         where it is not possible, V(basebackup) is always possible. The guards hold for all of them.
-      - Some nodes are refused by V(auto) because they may hold what the primary has lost. V(basebackup) replaces
-        these, too.
+      - V(copy) takes V(zfs) where that is possible, else V(basebackup), so that what the node had is kept as it is.
+      - Some nodes are refused by V(auto) because they may hold what the primary has lost. V(copy) replaces these, too.
     type: str
-    choices: [auto, follow, rewind, zfs, basebackup]
+    choices: [auto, follow, rewind, zfs, basebackup, copy]
     default: auto
   start:
     description: Start the node and wait until it streams. Without it everything else is done.

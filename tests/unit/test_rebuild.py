@@ -224,6 +224,11 @@ def test_choose_method(local, changes, method, why):
     assert why in decision.reason
     # A method that is asked for is taken where it is right, and a base backup always is.
     assert chosen(local, source, "basebackup") == ("none" if local.following else "basebackup")
+    assert chosen(local, source, "copy") == ("none" if local.following else "basebackup")
+    by_zfs = replace(local, copy=SENT)
+    assert chosen(by_zfs, source, "copy") == (
+        "none" if local.following else "basebackup" if local.seed == "complete" else "zfs"
+    )
     for asked in ("follow", "rewind"):
         assert chosen(local, source, asked) == ("none" if local.following else asked if asked == method else "refuse")
 

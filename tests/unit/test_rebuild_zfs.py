@@ -112,6 +112,28 @@ def test_what_earlier_rebuilds_of_the_primary_set_aside_is_not_looked_at(hosts):
     assert not [words for words in hosts.there.log if "aside" in " ".join(words)]
 
 
+@pytest.mark.parametrize(("records", "good"), [("4096", False), ("8192", True), ("131072", True)])
+def test_with_full_page_writes_off_a_record_holds_whole_pages(hosts, records, good):
+    hosts.there.data["tank/pg/data"].own["recordsize"] = records
+    assert hosts.assess(full_page_writes=True).obstacle is None
+    obstacle = hosts.assess(full_page_writes=False).obstacle
+    assert obstacle is None if good else "tank/pg/data on db1 has a recordsize of 4" in str(obstacle)
+
+
+def test_what_the_primary_has_still_to_archive_is_its_work(tmp_path):
+    status = tmp_path / "pg_wal/archive_status"
+    rebuild_zfs.leave_archiving(str(tmp_path))
+    status.mkdir(parents=True)
+    for name in ("000000010000000000000001.ready", "000000010000000000000002.done", "00000002.history.ready"):
+        (status / name).touch()
+    rebuild_zfs.leave_archiving(str(tmp_path))
+    assert sorted(path.name for path in status.iterdir()) == [
+        "000000010000000000000001.done",
+        "000000010000000000000002.done",
+        "00000002.history.done",
+    ]
+
+
 def test_another_cluster_in_the_same_dataset_is_an_obstacle(hosts):
     other = Path(hosts.top, "pg", "17", "other")
     hosts.here.make("tank/pg")

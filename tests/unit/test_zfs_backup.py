@@ -23,7 +23,7 @@ from ansible_collections.hotspare.postgresql.plugins.module_utils.zfs_backup imp
     sentences,
     turn,
 )
-from ansible_collections.hotspare.postgresql.plugins.module_utils.zfs_copy import newest
+from ansible_collections.hotspare.postgresql.plugins.module_utils.zfs_copy import newest, read_note
 from ansible_collections.hotspare.postgresql.plugins.module_utils.zfs_send import work
 from hypothesis import given
 from hypothesis import strategies as st
@@ -220,6 +220,9 @@ def test_a_failure_is_noted_and_the_next_run_goes_on(lab):
     assert lab.run()["kind"] == "resumed"
     assert newest(Here(lab.vault, "here"), "vault/pg/db2").name == "hotspare:backup-20261122T030000Z"
     assert lab.record["state"] == "done"
+    noted = {one.name: read_note(one.note) for one in lab.vault.data["vault/pg/db2"].snaps}
+    assert [note.lsn for _name, note in sorted(noted.items())] == ["0/5000060", "", "0/5000060"]
+    assert len({note.taken for note in noted.values()}) == 3
 
 
 def test_wal_that_lies_elsewhere_is_refused(lab):

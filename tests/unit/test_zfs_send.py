@@ -40,10 +40,16 @@ def test_the_result(both):
     guid = str(both.source.data["tank/pg"].snaps[0].guid)
     assert (found["changed"], found["snapshot"], found["kind"]) == (True, "seed", "full")
     assert found["snapshots"] == [{"dataset": "tank/pg", "guid": guid, "createtxg": 102}]
-    assert (found["estimated_bytes"], found["sent_bytes"], found["pruned"], found["renamed"]) == (4096, 4096, [], None)
+    assert (found["estimated_bytes"], found["sent_bytes"], found["pruned"], found["renamed"]) == (8192, 4096, [], None)
     (stream,) = found["transfers"]
     assert (stream["dataset"], stream["kind"], stream["guid"], stream["base"]) == ("backup/pg", "full", guid, None)
     assert found["steps"][0].startswith("source: zfs snapshot -o hotspare:made=hotspare/")
+
+
+@pytest.mark.parametrize("whole", [WORTHWHILE - 1, WORTHWHILE])
+def test_a_stream_that_will_be_long_is_estimated_by_zfs_send(both, whole):
+    both.source.referenced = whole
+    assert both.run()["estimated_bytes"] == (whole if whole < WORTHWHILE else 4096)
 
 
 def test_it_looks_at_another_host_and_at_this_one_at_once(both, monkeypatch):
@@ -77,7 +83,7 @@ def test_how_far_it_is(both, tmp_path):
     both.flow_ = both.flow
     both.run(status_file=str(path), transfer=flow)
     (one,) = seen
-    assert (one["state"], one["sent_bytes"], one["estimated_bytes"]) == ("sending", 1024, 4096)
+    assert (one["state"], one["sent_bytes"], one["estimated_bytes"]) == ("sending", 1024, 8192)
     assert (one["dataset"], one["snapshot"], one["number"], one["of"]) == ("backup/pg", "seed", 1, 1)
     assert one["seconds_left"] >= 0
     assert json.loads(path.read_text(encoding="utf-8"))["state"] == "done"
@@ -203,6 +209,7 @@ def test_filters(both, monkeypatch, push, size, filters, packed, sent, received)
     if not packed:
         both.source.features["lz4_compress"] = "active"
         both.target.features = {}
+    both.source.referenced = size
     monkeypatch.setattr(both.source, "_zfs_send", lambda words: f"size\t{size}\n")
     seen = []
 

@@ -88,6 +88,7 @@ class Host:
         self.txg = itertools.count(100)
         self.now = 1_700_000_000
         self.available = 1 << 40
+        self.referenced = 8192  # of each dataset
         self.health = "ONLINE"
         self.version = "zfs-2.3.9-1\nzfs-kmod-2.3.9-1\n"
         self.features = dict.fromkeys(FEATURES, "enabled")
@@ -209,7 +210,7 @@ class Host:
             "encryption": one.encryption,
             "keystatus": one.keystatus,
             "receive_resume_token": one.partial[1] if one.partial else "-",
-            "referenced": "8192",
+            "referenced": str(self.referenced),
             "available": str(self.available),
             "written": str(one.written),
         }
