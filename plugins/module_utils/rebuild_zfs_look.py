@@ -100,7 +100,7 @@ def require_whole_pages(theirs: View, layout: Layout) -> None:
         if records < PAGE:
             raise Refusal(
                 f"full_page_writes is off on the primary, and {theirs.called(below)} has a recordsize of "
-                f"{size(records)}, less than a page ({size(PAGE)}), so a crash could tear one: set full_page_writes = on"
+                f"{size(records)}, less than a page ({size(PAGE)}): a crash could tear it; set full_page_writes = on"
             )
 
 
