@@ -225,13 +225,18 @@ def _snapshots(state: State) -> list[str]:
 
 
 def _send(node: str, send: Mapping[str, Any]) -> str:
+    what = f"snapshot of the primary for {node}" if send["for"] == "rebuild" else f"snapshot of {node} to be kept"
+    return f"{what}: {stream_progress(send)}"
+
+
+def stream_progress(send: Mapping[str, Any]) -> str:
+    """Of a status file that zfs_send.py writes."""
     done, total = integer(send.get("sent_bytes")), integer(send.get("estimated_bytes"))
     share = f" ({min(100 * done // total, 100)} %)" if done is not None and total else ""
     rate, left = integer(send.get("rate")), send.get("seconds_left")
-    what = f"snapshot of the primary for {node}" if send["for"] == "rebuild" else f"snapshot of {node} to be kept"
     part_of = f"{send.get('dataset')}, part {send.get('number')} of {send.get('of')}, {send.get('kind')}"
     done_of_total = f"{size(done)} of {size(total)}{share}"
-    return f"{what}: {part_of}: {done_of_total}, {size(rate)}/s, time left {duration(left)}"
+    return f"{part_of}: {done_of_total}, {size(rate)}/s, time left {duration(left)}"
 
 
 def _copies(state: State, backup: Mapping[str, Any] | None) -> list[str]:

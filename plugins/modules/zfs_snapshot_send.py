@@ -129,6 +129,7 @@ requirements:
   - OpenZFS 2.1 or later on both sides
   - ssh and bash where a side is on another host, C(zstd) and C(mbuffer) are used if both sides have them
 seealso:
+  - module: hotspare.postgresql.zfs_send_wait
   - name: zfs-send(8)
     description: The manual of what this module calls.
     link: https://openzfs.github.io/openzfs-docs/man/v2.3/8/zfs-send.8.html

@@ -39,6 +39,9 @@ UNIT_TESTS = {
 # What needs a kernel that this machine may not have is tested in virtual machines that have it.
 ELSEWHERE = {"zfs_snapshot_send": "molecule/zfs/tests/test_zfs_snapshot_send.py"}
 
+# What works on the controller, and has a module for its documentation only.
+ACTIONS = {"zfs_send_wait"}
+
 # plugins/module_utils from the ground up: a file imports only from the lines above its own.
 FLOORS = (
     {"archive_client", "asked", "wal", "shell", "problems", "ssh", "version", "zfs_status"},  # ground
@@ -156,7 +159,10 @@ def cases(path: Path) -> list[str]:
 
 
 def test_every_module_is_listed_with_its_tests() -> None:
-    assert names("plugins/modules") == set(UNIT_TESTS)
+    assert names("plugins/modules") == set(UNIT_TESTS) | ACTIONS
+    assert names("plugins/action") == ACTIONS
+    for name in sorted(ACTIONS):
+        assert cases(ROOT / f"tests/integration/test_{name}.py")
 
 
 @pytest.mark.parametrize("module", sorted(UNIT_TESTS))
