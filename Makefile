@@ -80,8 +80,9 @@ molecule-zfs: installed
 	lab/guest_image >/dev/null
 	HOTSPARE_IMAGE=none HOTSPARE_COLLECTIONS=installed HOTSPARE_MITOGEN=$$(python -c 'import ansible_mitogen; print(*ansible_mitogen.__path__)') molecule test -s zfs
 
+# The default scenario begins with bare Debian, the others where its packages are installed.
 molecule-%: installed lab
-	HOTSPARE_IMAGE=$$(lab/image $(SUITE)) HOTSPARE_COLLECTIONS=installed molecule test -s $*
+	HOTSPARE_IMAGE=$$(lab/image $(SUITE) $(if $(filter default,$*),,stocked)) HOTSPARE_COLLECTIONS=installed molecule test -s $*
 
 matrix: venv
 	lab/matrix
