@@ -21,8 +21,8 @@ from types import TracebackType
 from typing import Optional
 
 from . import ssh
-from .remote_shell import Lost, RemoteShell, script
-from .shell import PATH, CommandError, Completed, HotspareError, run
+from .lasting_shell import LastingShell, Lost, script
+from .shell import PATH, Completed, HotspareError
 
 OLDEST = (2, 1)  # of OpenZFS: what Debian 11 has from its backports
 MADE = "hotspare:made"  # of a snapshot: the prefix under which it was made or received, a slash, and its moment
@@ -171,7 +171,7 @@ class Side:
         self.login = login
         self.where = login.host if login else "this host"
         self._directory: Optional[tempfile.TemporaryDirectory[str]] = None
-        self._shell: Optional[RemoteShell] = None
+        self._shell: Optional[LastingShell] = None
         if login:
             for what in (login.identity, login.known_hosts):
                 if not os.path.exists(what):
@@ -203,19 +203,6 @@ class Side:
 
     def run_all(self, commands: Sequence[Words], *, stop: bool = False) -> list[Completed]:
         """One after the other; `stop` at the first that fails. Whatever their exit codes are: those that were run."""
-        if self.login is not None:
-            return self._run_there(self.login, commands, stop)
-        done: list[Completed] = []
-        for words in commands:
-            try:
-                done.append(run(words, timeout=LOOK_SECONDS, check=False))
-            except CommandError as error:
-                raise HotspareError(f"{self.where}: {error.message}", **error.facts) from error
-            if stop and done[-1].rc != 0:
-                break
-        return done
-
-    def _run_there(self, login: Login, commands: Sequence[Words], stop: bool) -> list[Completed]:
         began = time.monotonic()
         try:
             out, err = self._connected().ask(script(commands, stop), LOOK_SECONDS)
@@ -223,10 +210,10 @@ class Side:
             raise HotspareError(f"cannot run ssh on this host: {error.strerror}; install openssh-client") from error
         except Lost as lost:
             if lost.rc is None:
-                what = f"{label(self.where, commands[0])} took longer than {LOOK_SECONDS:.0f} s"
+                what = f"{label(self.where, commands[0])} took longer than {LOOK_SECONDS:g} s"
                 raise HotspareError(f"{what}: see what that host and its pool wait for") from lost
-            if lost.rc == 255:
-                raise unreachable(login, lost.said) from lost
+            if self.login and lost.rc == 255:
+                raise unreachable(self.login, lost.said) from lost
             raise failed(self.where, commands[0], lost.said) from lost
         # What each wrote, and its exit code behind it; what they said may be of any of them.
         parts = re.split(r"^=(\d+)=$\n?", out, flags=re.MULTILINE)
@@ -239,15 +226,17 @@ class Side:
             for words, rc, text in zip(commands, codes, parts[0::2])
         ]
 
-    def _connected(self) -> RemoteShell:
-        """The shell by whose connection everything there goes; another one when that was lost."""
+    def _connected(self) -> LastingShell:
+        """The shell there, by whose connection streams go, too; another one when that was lost."""
         if self._shell is not None and self._shell.ended:
             self._shell.close()
             self._shell = None
-            with contextlib.suppress(FileNotFoundError):  # of an ssh that was killed
-                os.unlink(self._control)
+            if self.login:
+                with contextlib.suppress(FileNotFoundError):  # of an ssh that was killed
+                    os.unlink(self._control)
         if self._shell is None:
-            self._shell = RemoteShell([*self._ssh(shares=True), self.where, shlex.join([*ENVIRONMENT, "sh"])])
+            there = [*self._ssh(shares=True), self.where, shlex.join([*ENVIRONMENT, "sh"])] if self.login else ["sh"]
+            self._shell = LastingShell(there)
         return self._shell
 
     def stages(self, pipeline: Sequence[Words]) -> list[Stage]:
@@ -310,7 +299,7 @@ ADVICE = (
     ("permission denied", "allow it there (zfs allow), or work as root"),
     ("dataset is busy", "stop what uses it (fuser -vm, zfs holds) and run this again"),
     ("out of space", "make room there, or send less"),
-    ("No such file", "install zfsutils-linux there, and load its kernel module"),
+    (": not found", "install zfsutils-linux there, and load its kernel module"),
     ("dataset does not exist", "see zfs list there"),
 )
 

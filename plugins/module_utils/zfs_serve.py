@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Optional
 
 from .config_file import read_config_file
-from .remote_shell import AFTER, ENDED, STOP, script
+from .lasting_shell import AFTER, ENDED, STOP, script
 from .shell import PATH, HotspareError
 from .zfs import ENVIRONMENT, FLAGS, FROM, LABEL, MADE, MOUNTS, NAME, SNAPSHOT_NAME, Side, decode
 from .zfs_copy import NOTE
@@ -72,7 +72,7 @@ def serve(path: str, told: Optional[str]) -> int:
 
 @dataclass(frozen=True)
 class Line:
-    """What remote_shell.script made."""
+    """What lasting_shell.script made."""
 
     commands: list[list[str]]
     stop: bool
@@ -220,7 +220,8 @@ def _any(patterns: Sequence[str]) -> str:
 def _known(config: Serve, text: str) -> bool:
     """Whether a token is of something that may be sent; it does not say so itself in a way that can be read. Its names
     are the other host's words: what zfs send looks for are its GUIDs."""
-    token = decode(Side(), text)
+    with Side() as here:
+        token = decode(here, text)
     dataset = token.toname.partition("@")[0]
     if not any(f"{dataset}/".startswith(f"{name}/") for name in config.send):
         return False
@@ -229,7 +230,8 @@ def _known(config: Serve, text: str) -> bool:
 
 def _guids(datasets: Sequence[str]) -> set[str]:
     words = ("zfs", "list", "-Hpr", "-t", "snapshot,bookmark", "-o", "guid")
-    return set(Side().run(*words, *datasets, check=False).stdout.split())
+    with Side() as here:
+        return set(here.run(*words, *datasets, check=False).stdout.split())
 
 
 def _run_all(config: Serve, line: Line) -> None:

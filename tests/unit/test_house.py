@@ -53,7 +53,7 @@ FLOORS = (
         "lock",
         "packing",
         "records",
-        "remote_shell",
+        "lasting_shell",
         "wal_file",
         "zstd",
     },  # ground: needs the line above

@@ -6,11 +6,10 @@
 from __future__ import annotations
 
 import shlex
-from typing import Any
 
 import pytest
 from ansible_collections.hotspare.postgresql.plugins.module_utils import zfs
-from ansible_collections.hotspare.postgresql.plugins.module_utils.shell import CommandError, Completed, HotspareError
+from ansible_collections.hotspare.postgresql.plugins.module_utils.shell import HotspareError
 from ansible_collections.hotspare.postgresql.plugins.module_utils.zfs import Dataset, Login, Side, Snapshot
 
 from .zfs_model import TOKENS, Here, Host, Stream
@@ -191,7 +190,7 @@ def test_a_connection_that_is_lost_meanwhile(near):
 
 def test_what_takes_too_long_is_ended(near, monkeypatch):
     monkeypatch.setattr(zfs, "LOOK_SECONDS", 0.2)
-    with pytest.raises(HotspareError, match="sleep 60 on db2 took longer than 0 s"):
+    with pytest.raises(HotspareError, match="sleep 60 on db2 took longer than 0.2 s"):
         near.run("sleep", "60")
     monkeypatch.setattr(zfs, "LOOK_SECONDS", 60)
     assert near.run("echo", "again").stdout == "again\n"
@@ -218,10 +217,13 @@ def test_much_is_read(near):
     assert near.run("echo", "x" * 100000).stdout == "x" * 100000 + "\n"
 
 
-def test_here_many_are_many():
-    done = Side().run_all([("echo", "a"), ("false",), ("echo", "b")], stop=True)
-    assert [(one.rc, one.stdout) for one in done] == [(0, "a\n"), (1, "")]
-    assert [one.rc for one in Side().run_all([("false",), ("true",)])] == [1, 0]
+def test_here_it_is_the_same():
+    with Side() as side:
+        done = side.run_all([("echo", "a"), ("false",), ("echo", "b")], stop=True)
+        assert [(one.rc, one.stdout) for one in done] == [(0, "a\n"), (1, "")]
+        assert [one.rc for one in side.run_all([("false",), ("true",)])] == [1, 0]
+        shell = side._shell
+    assert shell.ended
 
 
 def test_without_a_key_it_is_not_tried(tmp_path):
@@ -272,15 +274,14 @@ def test_an_exit_code_of_zfs_is_not_taken_for_one_of_ssh(near):
     assert (done.rc, done.stdout, done.stderr) == (255, "toguid = 1f\n", "cannot resume send\n")
 
 
-def test_what_is_not_installed(monkeypatch):
-    def missing(argv: list[str], **_options: Any) -> Completed:
-        raise CommandError("cannot run zfs: it is not there", argv, None)
-
-    monkeypatch.setattr(zfs, "run", missing)
-    with pytest.raises(HotspareError, match="this host: cannot run zfs"):
-        Side().run("zfs", "version")
+def test_what_is_not_installed(near):
+    with Side() as here:
+        for side in (here, near):
+            with pytest.raises(HotspareError, match="no-such-program x on .* failed: .*; install zfsutils-linux there"):
+                side.run("no-such-program", "x")
 
 
 def test_which_filters_there_are(near):
-    for side in (Side(), near):
-        assert side.has("cat") and not side.has("no-such-filter")
+    with Side() as here:
+        for side in (here, near):
+            assert side.has("cat") and not side.has("no-such-filter")

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from ansible_collections.hotspare.postgresql.plugins.module_utils import program, zfs_serve
-from ansible_collections.hotspare.postgresql.plugins.module_utils.remote_shell import RemoteShell, script
+from ansible_collections.hotspare.postgresql.plugins.module_utils.lasting_shell import LastingShell, script
 from ansible_collections.hotspare.postgresql.plugins.module_utils.shell import HotspareError
 from ansible_collections.hotspare.postgresql.plugins.module_utils.zfs import ENVIRONMENT, Login, Side, Token
 from ansible_collections.hotspare.postgresql.plugins.module_utils.zfs_refusals import Keep
@@ -217,7 +217,7 @@ def test_a_side_talks_to_it(config, tmp_path, monkeypatch):
         forced = ["sh", "-c", text, "sh", sys.executable, "-c", FORCED, config]
         told = shlex.join([*ENVIRONMENT, "sh"])
         monkeypatch.setattr(side, "_connected", lambda: shells[0])
-        shells = [RemoteShell([*forced, told])]
+        shells = [LastingShell([*forced, told])]
         try:
             done = side.run_all([["echo", "a b"], ["cat"], ["false"], ["echo", "it's"]])
             assert [(one.rc, one.stdout) for one in done] == [(0, "a b\n"), (0, ""), (1, ""), (0, "it's\n")]

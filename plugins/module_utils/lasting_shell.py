@@ -1,7 +1,8 @@
 # Copyright: (c) 2026, hotspare contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A shell on another host that stays: many commands, one after the other, cost one ssh."""
+"""A shell that stays, here or on another host: many commands, one after the other, cost one ssh, and no start of a
+program from Python."""
 
 from __future__ import annotations
 
@@ -31,15 +32,15 @@ def script(commands: Sequence[Sequence[str]], stop: bool) -> str:
 
 
 class Lost(Exception):
-    """The connection ended, or never was: the exit code of ssh (None: it took too long), and what it said."""
+    """It ended before it was told to: with what exit code (None: it took too long), and what it said."""
 
     def __init__(self, rc: int | None, said: str) -> None:
         super().__init__(said)
         self.rc, self.said = rc, said
 
 
-class RemoteShell:
-    """`argv` is an ssh that runs sh, or what reads its lines in its place. To be closed."""
+class LastingShell:
+    """`argv` is sh, an ssh that runs it, or what reads its lines in its place. To be closed."""
 
     def __init__(self, argv: Sequence[str]) -> None:
         """OSError when it cannot be started."""
