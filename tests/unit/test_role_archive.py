@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from . import role_cases
+
 ROOT = Path(__file__).resolve().parents[2]
 PLAY = f"""
 - hosts: db2
@@ -137,28 +139,10 @@ MEANT: list[dict[str, Any]] = [
 @pytest.fixture(scope="module")
 def told(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """What db1 says to REFUSED, and then to MEANT."""
-    directory = tmp_path_factory.mktemp("cases")
-    (directory / "play.yml").write_text(CASES, encoding="utf-8")
-    (directory / "case.yml").write_text(CASE, encoding="utf-8")
-    (directory / "hosts").write_text("[postgres]\ndb1\ndb2\n[archive]\nstore\n", encoding="utf-8")
     cases = [case for case, _words in REFUSED] + MEANT
-    (directory / "cases.json").write_text(json.dumps({"cases": cases}), encoding="utf-8")
-    done = subprocess.run(
-        [Path(sys.executable).with_name("ansible-playbook"), "-i", "hosts", "-e", "@cases.json", "play.yml"],
-        cwd=directory,
-        env={
-            **os.environ,
-            "ANSIBLE_HOME": str(directory),
-            "ANSIBLE_COLLECTIONS_PATH": str(ROOT / ".cache" / "collections"),
-        },
-        capture_output=True,
-        text=True,
-        check=False,
+    return role_cases.told(
+        tmp_path_factory.mktemp("cases"), CASES, CASE, "[postgres]\ndb1\ndb2\n[archive]\nstore\n", cases
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    found: list[str] = json.loads((directory / "told.json").read_text(encoding="utf-8"))
-    assert len(found) == len(cases)
-    return found
 
 
 @pytest.mark.parametrize("number", range(len(REFUSED)), ids=lambda number: str(REFUSED[number][0]))

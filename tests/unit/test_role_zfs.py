@@ -6,9 +6,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +13,8 @@ import pytest
 from ansible_collections.hotspare.postgresql.plugins.module_utils.zfs import Login
 from ansible_collections.hotspare.postgresql.plugins.module_utils.zfs_backup import read_backup_config
 from ansible_collections.hotspare.postgresql.plugins.module_utils.zfs_refusals import Keep
+
+from . import role_cases
 
 ROOT = Path(__file__).resolve().parents[2]
 PLAY = f"""
@@ -96,29 +95,9 @@ MEANT: list[dict[str, Any]] = [
 @pytest.fixture(scope="module")
 def told(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     """What db1 says to REFUSED, INVALID and MEANT."""
-    directory = tmp_path_factory.mktemp("cases")
-    (directory / "play.yml").write_text(PLAY, encoding="utf-8")
-    (directory / "case.yml").write_text(CASE, encoding="utf-8")
     hosts = "[postgres]\ndb1\ndb2\n[others]\nstore\nfar ansible_host=192.0.2.9\n"
-    (directory / "hosts").write_text(hosts, encoding="utf-8")
     cases = [case for case, _words in REFUSED] + INVALID + MEANT
-    (directory / "cases.json").write_text(json.dumps({"cases": cases}), encoding="utf-8")
-    done = subprocess.run(
-        [Path(sys.executable).with_name("ansible-playbook"), "-i", "hosts", "-e", "@cases.json", "play.yml"],
-        cwd=directory,
-        env={
-            **os.environ,
-            "ANSIBLE_HOME": str(directory),
-            "ANSIBLE_COLLECTIONS_PATH": str(ROOT / ".cache" / "collections"),
-        },
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    found: list[Any] = json.loads((directory / "told.json").read_text(encoding="utf-8"))
-    assert len(found) == len(cases)
-    return found
+    return role_cases.told(tmp_path_factory.mktemp("cases"), PLAY, CASE, hosts, cases)
 
 
 @pytest.mark.parametrize("number", range(len(REFUSED)), ids=lambda number: str(REFUSED[number][0]))

@@ -57,9 +57,9 @@ def status(lab, node):
 
 
 @contextmanager
-def slow_pipe(lab, node):
+def slow_pipe(lab, node, rate="100k"):
     """Streams of this node take their time: a zfs that sends by way of a program that holds back."""
-    lab.run(node, "tee", "/usr/local/sbin/zfs", stdin=SLOW)
+    lab.run(node, "tee", "/usr/local/sbin/zfs", stdin=SLOW.format(rate=rate))
     lab.run(node, "chmod", "755", "/usr/local/sbin/zfs")
     try:
         yield
@@ -69,7 +69,7 @@ def slow_pipe(lab, node):
 
 SLOW = """#!/bin/bash
 # Without -n it is a stream, and not a question.
-if [ "$1" = send ] && [[ "$*" != *-nvP* ]]; then set -o pipefail; /usr/sbin/zfs "$@" | pv -qL 100k; exit; fi
+if [ "$1" = send ] && [[ "$*" != *-nvP* ]]; then set -o pipefail; /usr/sbin/zfs "$@" | pv -qL {rate}; exit; fi
 exec /usr/sbin/zfs "$@"
 """
 
@@ -241,9 +241,11 @@ def test_a_long_send_shows_how_far_it_is(lab, guests):
         r"[\d.]+ \w+ of [\d.]+ \w+ \(\d+ %\), [\d.]+ kB/s, time left",
         output,
     )
-    # It was interrupted; the next one goes on.
-    play = lab.play("snapshot")
+    # It was interrupted; the next one goes on, and says itself how far it is.
+    with slow_pipe(lab, standby, "300k"):
+        play = lab.play("snapshot")
     assert "(resumed, " in told(play)
+    assert re.search(rf"{standby}: {COPIES}/{standby}/\w+, part \d of \d, resumed: [\d.]+ \w+ of ", told(play))
     lab.sql(primary, "DROP TABLE bulk")
 
 
