@@ -31,7 +31,7 @@ DATASETS = (
     f" && zfs create -o mountpoint=/var/lib/postgresql/17-wal -o recordsize=128K {TOP}/wal"
     " && chown postgres: /var/lib/postgresql/17 /var/lib/postgresql/17-wal"
 )
-TASK = "Copy from the primary what is needed"
+BEGUN, ENDED = "Copy from the primary what is needed", "Wait until it is copied"
 
 
 def inventory(guests: Guests) -> Path:
@@ -194,8 +194,11 @@ class Pair:
 
 
 def _rebuilt(steps: list[dict[str, Any]]) -> dict[str, Any]:
-    """What pg_rebuild has said, and how long its task took."""
+    """What pg_rebuild has said, and how long it took: one task has it begin in the background, another one waits."""
+    seconds = 0.0
     for step in steps:
-        if step["task"].endswith(TASK):
-            return {"seconds": round(step["seconds"], 1), "method": step.get("method"), "steps": step.get("steps")}
+        if step["task"].endswith((BEGUN, ENDED)):
+            seconds += step["seconds"]
+        if step["task"].endswith(ENDED):
+            return {"seconds": round(seconds, 1), "method": step.get("method"), "steps": step.get("steps")}
     return {"seconds": None, "method": None}

@@ -22,7 +22,7 @@ OPTIONS = {
     "status_file": {"type": "path"},
     "poll": {"type": "float", "default": 5.0},
     "interval": {"type": "float", "default": 15.0},
-    "timeout": {"type": "float", "default": 86400.0},
+    "timeout": {"type": "float", "default": 2592000.0},
 }
 
 
@@ -38,32 +38,42 @@ class ActionModule(ActionBase):
                 **{key: value for key, value in job.items() if key not in ("warnings", "deprecations")},
                 "changed": False,
             }
-        self._vars, self._options = task_vars, options
+        self._vars, self._options, self._said = task_vars, options, False
         return self._waited(job)
 
     def _waited(self, job: dict[str, Any]) -> dict[str, Any]:
         began = said = time.monotonic()
-        before, lost = self._told(), False
+        before, boot, lost = self._told(), self._boot(), False
         while True:
             time.sleep(self._options["poll"])
             try:
                 result = self._look(job, "status")
+                if result.get("finished") or (result.get("failed") and result.get("_ansible_parsed")):
+                    self._look(job, "cleanup")
+                    return _explained(result, self._host)
+                if lost and self._boot() != boot:
+                    return self._failed(
+                        "it was restarted meanwhile, and nothing goes on there: run this again, which goes on"
+                    )
                 if time.monotonic() - said >= self._options["interval"]:
                     said, before = time.monotonic(), self._say(before)
                 lost = False
             except AnsibleConnectionFailure as error:
                 if not lost:
                     display.warning(f"{self._host}: {error.message}; what runs there goes on, and is asked again")
-                result, lost = {}, True
-            if result.get("finished") or (result.get("failed") and result.get("_ansible_parsed")):
-                self._look(job, "cleanup")
-                return result
+                lost = True
             if time.monotonic() - began > self._options["timeout"]:
-                return {
-                    "failed": True,
-                    "msg": f"it has not ended within {self._options['timeout']:g} seconds, and goes on: see "
-                    f"{job.get('results_file')} on {self._host}, or run this again, which waits or goes on",
-                }
+                return self._failed(
+                    f"it has not ended within {self._options['timeout']:g} seconds, and goes on: see "
+                    f"{job.get('results_file')} there, or run this again, which waits or goes on"
+                )
+
+    def _failed(self, message: str) -> dict[str, Any]:
+        return {"failed": True, "msg": f"{self._host}: {message}"}
+
+    def _boot(self) -> str:
+        """Another one after each restart, random(4)."""
+        return str(self._low_level_execute_command("cat /proc/sys/kernel/random/boot_id")["stdout"]).strip()
 
     @property
     def _host(self) -> str:
@@ -94,4 +104,15 @@ class ActionModule(ActionBase):
         told = self._told()
         if told and told != before and told.get("state") == "sending":
             display.display(f"{self._host}: {stream_progress(told)}")
+            if not self._said:
+                display.display(f"{self._host}: it goes on there, should this run be interrupted")
+            self._said = True
         return told
+
+
+def _explained(result: dict[str, Any], host: str) -> dict[str, Any]:
+    """(Pure.) async_wrapper has no words of its own for a module that ended without a result."""
+    if not result.get("failed") or "No start of json char found" not in str(result.get("msg")):
+        return result
+    message = "it ended without a result, as what is killed does: see the journal there, and run this again"
+    return {"failed": True, "msg": f"{host}: {message}", "stderr": result.get("stderr", "")}

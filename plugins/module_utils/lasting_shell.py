@@ -10,6 +10,7 @@ import contextlib
 import os
 import selectors
 import shlex
+import signal
 import subprocess
 import time
 from collections.abc import Sequence
@@ -59,6 +60,7 @@ class LastingShell:
         if self._process.stdin is None or self._process.stdout is None or self._process.stderr is None:
             raise AssertionError("they are pipes")
         self._in, self._out, self._err = self._process.stdin, self._process.stdout, self._process.stderr
+        self._left = b""  # read already of what the next line will say
 
     @property
     def ended(self) -> bool:
@@ -70,25 +72,27 @@ class LastingShell:
         with contextlib.suppress(BrokenPipeError):  # what it said is read below
             while left:
                 left = left[self._in.write(left) or 0 :]
-        said = {self._out.fileno(): b"", self._err.fileno(): b""}
+        out, err = bytearray(), bytearray(self._left)
+        said = {self._out.fileno(): out, self._err.fileno(): err}
         until = time.monotonic() + timeout
         with selectors.DefaultSelector() as selector:
             for descriptor in said:
                 selector.register(descriptor, selectors.EVENT_READ)
-            while not all(text.endswith(ENDED) for text in said.values()):
+            # Behind its own end an ssh may have something to say of what else it carries.
+            while not (out.endswith(ENDED) and ENDED in err):
                 ready = selector.select(max(0.0, until - time.monotonic()))
                 if not ready:
                     self._kill()
-                    raise Lost(None, said[self._err.fileno()].decode(errors="replace"))
+                    raise Lost(None, err.decode(errors="replace"))
                 for key, _events in ready:
                     read = os.read(key.fd, 1 << 16)
                     said[key.fd] += read
                     if not read:
                         selector.unregister(key.fd)
                 if not selector.get_map():
-                    raise Lost(self._process.wait(), said[self._err.fileno()].decode(errors="replace"))
-        out, err = (text[: -len(ENDED)].decode(errors="replace") for text in said.values())
-        return out, err
+                    raise Lost(self._process.wait(), err.decode(errors="replace"))
+        wrote, _end, self._left = bytes(err).partition(ENDED)
+        return out[: -len(ENDED)].decode(errors="replace"), wrote.decode(errors="replace")
 
     def close(self) -> None:
         """What goes through the same connection ends first."""
@@ -102,5 +106,7 @@ class LastingShell:
         self._err.close()
 
     def _kill(self) -> None:
-        self._process.kill()
+        """With what it has started: of a script nothing more is done."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()

@@ -105,7 +105,7 @@ def _make_ready(job: Job, here: Side, ours: View, layout: Layout, label: Label, 
     _require_whole(directory, layout, version)
     own(job.instance.account, directory, [f"{root}{STAGED}" for root in layout.roots])
     tidy(directory)
-    leave_archiving(directory)
+    leave_archiving(directory, layout)
     account = job.instance.account
     if label.spaces:
         write_durably(f"{directory}/tablespace_map", label.spaces, account=account)
@@ -116,10 +116,10 @@ def _make_ready(job: Job, here: Side, ours: View, layout: Layout, label: Label, 
         here.run("zfs", "unmount", ours.top + below)
 
 
-def leave_archiving(directory: str) -> None:
+def leave_archiving(directory: str, layout: Layout) -> None:
     """Segments that the primary has still to archive are no work of a standby that is promoted: as of those that it
     streams, 26.2.9 ("Continuous Archiving in Standby")."""
-    status = f"{directory}/pg_wal/archive_status"
+    status = f"{_staged(f'{directory}/pg_wal', layout)}/archive_status"
     for name in os.listdir(status) if os.path.isdir(status) else ():
         stem, ending = os.path.splitext(name)
         if ending == ".ready":
@@ -168,7 +168,7 @@ def _require_whole(directory: str, layout: Layout, version: int) -> None:
     spaces = f"{directory}/pg_tblspc"
     for path in (f"{directory}/pg_wal", *(os.path.join(spaces, name) for name in sorted(os.listdir(spaces)))):
         to = os.readlink(path) if os.path.islink(path) else path
-        there = layout.staged(to) if os.path.islink(path) and layout.root(to) else to
+        there = _staged(path, layout)
         what = re.compile("[0-9A-F]{24}" if path.endswith("/pg_wal") else f"PG_{version}_.*")
         if (os.path.islink(path) and layout.root(to) is None) or not os.path.isdir(there):
             raise HotspareError(
@@ -179,6 +179,12 @@ def _require_whole(directory: str, layout: Layout, version: int) -> None:
                 f"{os.path.basename(path)} of the primary ({to}) is empty in what was copied, so something else is "
                 f"mounted there: {advice}"
             )
+
+
+def _staged(path: str, layout: Layout) -> str:
+    """Where that lies while nothing is in its place: a link names the place."""
+    to = os.readlink(path) if os.path.islink(path) else path
+    return layout.staged(to) if to != path and layout.root(to) else to
 
 
 def remove_dataset(name: str) -> None:

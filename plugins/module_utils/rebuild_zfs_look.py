@@ -22,7 +22,8 @@ from .zfs_send import work
 PLACED = "hotspare:placed"  # of the node's outermost dataset: the snapshot that it was made from, until it streams
 PAGE = 8192  # block_size as Debian builds PostgreSQL
 COPIED = ("recordsize", "compression", "atime", "logbias", "primarycache")
-PROPERTIES = {"canmount": "noauto", "mountpoint": "none", "readonly": "off"}
+# What root of the other host has put there is no program of root here, and no device.
+PROPERTIES = {"canmount": "noauto", "mountpoint": "none", "readonly": "off", "setuid": "off", "devices": "off"}
 
 
 @contextlib.contextmanager

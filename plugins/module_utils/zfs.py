@@ -205,13 +205,14 @@ class Side:
         """One after the other; `stop` at the first that fails. Whatever their exit codes are: those that were run."""
         began = time.monotonic()
         try:
-            out, err = self._connected().ask(script(commands, stop), LOOK_SECONDS)
+            out, err = self._connected().ask(script(commands, stop), LOOK_SECONDS * len(commands))
         except OSError as error:
-            raise HotspareError(f"cannot run ssh on this host: {error.strerror}; install openssh-client") from error
+            program, package = ("ssh", "openssh-client") if self.login else ("sh", "dash")
+            raise HotspareError(f"cannot run {program} on this host: {error.strerror}; install {package}") from error
         except Lost as lost:
             if lost.rc is None:
-                what = f"{label(self.where, commands[0])} took longer than {LOOK_SECONDS:g} s"
-                raise HotspareError(f"{what}: see what that host and its pool wait for") from lost
+                what = f"{label(self.where, commands[0])} took longer than {LOOK_SECONDS * len(commands):g} s"
+                raise HotspareError(f"{what} and was ended: see what that host and its pool wait for") from lost
             if self.login and lost.rc == 255:
                 raise unreachable(self.login, lost.said) from lost
             raise failed(self.where, commands[0], lost.said) from lost

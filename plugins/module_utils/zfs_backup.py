@@ -25,7 +25,7 @@ from .records import listed, size
 from .server import ConnectFailed, Instance, connect
 from .shell import HotspareError, run, write_durably
 from .zfs import NAME, Login, Side, look
-from .zfs_copy import NOTE, PREFIX, PROPERTIES, Note, alone
+from .zfs_copy import NOTE, PREFIX, PROPERTIES, Note, alone, without_note
 from .zfs_layout import read_layout
 from .zfs_refusals import Keep, Want
 from .zfs_send import work
@@ -246,8 +246,7 @@ def _work(config: BackupConfig, backup: Backup, check_mode: bool) -> dict[str, A
         done.update({key: told[key] for key in TOLD}, lsn=server.lsn)
         if check_mode:
             return done
-        top = look(here, config.dataset, recursive=False).datasets[""]
-        made = top.named(told["snapshot"])
+        made = look(here, config.dataset, recursive=False).datasets[""].named(told["snapshot"])
         done["taken"] = float(made.creation) if made else _now()
         done["guid"] = made.guid if made else None
         note = Note(
@@ -263,17 +262,21 @@ def _work(config: BackupConfig, backup: Backup, check_mode: bool) -> dict[str, A
             lsn=server.lsn,
             taken=done["taken"],
         )
-        notes = {told["snapshot"]: note}
-        for name in {one["snapshot"].partition("@")[2] for one in told["transfers"]} - set(notes):
-            # What an interrupted run has begun; how far its WAL goes nobody has noted.
-            begun = top.named(name)
-            notes[name] = replace(note, lsn="", taken=float(begun.creation) if begun else note.taken)
-        for name, of in notes.items():
-            there.run("zfs", "set", f"{NOTE}={of.written()}", f"{backup.dataset}@{name}")
+        _note(there, backup.dataset, note, told["snapshot"])
         # Not before: without its note a copy cannot be restored.
         left = work(here, there, (config.dataset, backup.dataset), replace(want(backup.keep), state="pruned"))
         done["pruned"] = [*done["pruned"], *left["pruned"]]
     return done
+
+
+def _note(there: Side, dataset: str, note: Note, name: str) -> None:
+    """Of the snapshot `name`, and of those that a run has sent which was killed before it had noted anything of them:
+    how far their WAL goes nobody knows any more, and they need no more datasets than they have."""
+    view, found = without_note(there, dataset)
+    for one in found:
+        paths = {below: path for below, path in note.paths.items() if view.datasets[below].named(one.name)}
+        own = note if one.name == name else replace(note, paths=paths, lsn="", taken=float(one.creation))
+        there.run("zfs", "set", f"{NOTE}={own.written()}", f"{dataset}@{one.name}")
 
 
 def require_inside(parts: Iterable[str], mountpoints: Iterable[str]) -> None:

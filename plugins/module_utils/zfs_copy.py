@@ -18,12 +18,13 @@ from dataclasses import asdict, dataclass
 from typing import Optional
 
 from .shell import HotspareError
-from .zfs import Dataset, Side, View, failed, look, parse_get
+from .zfs import Dataset, Side, Snapshot, View, failed, look, parse_get
 
 # Of backups. A colon is in no prefix of a rebuild (zfs_layout.prefix_of), so that neither is ever taken for the other.
 PREFIX = "hotspare:backup"
 NOTE = "hotspare:restore"
-PROPERTIES = {"canmount": "noauto", "mountpoint": "none", "readonly": "on"}  # a copy is looked at in a clone only
+# A copy is looked at in a clone only. What root of the node has put there is no program of root here, and no device.
+PROPERTIES = {"canmount": "noauto", "mountpoint": "none", "readonly": "on", "setuid": "off", "devices": "off"}
 
 
 @dataclass(frozen=True)
@@ -78,13 +79,21 @@ def newest(side: Side, dataset: str) -> Optional[Copy]:
 
 def _notes(side: Side, dataset: str) -> dict[str, Note]:
     """By the name of the snapshot; of a copy that is not there, none."""
-    words = ("zfs", "get", "-Hp", "-d", "1", "-t", "snapshot", "-o", "name,property,value,source", NOTE, dataset)
+    columns = "name,property,value,source"
+    words = ("zfs", "get", "-Hp", "-o", columns, "-d", "1", "-t", "snapshot,bookmark", NOTE, dataset)
     done = side.run(*words, check=False)
     if done.rc != 0 and "does not exist" not in done.stderr:
         raise failed(side.where, words, done.stderr)
     found = parse_get(done.stdout) if done.rc == 0 else {}
     notes = {name.partition("@")[2]: read_note(of[NOTE][0]) for name, of in found.items() if of[NOTE][1] == "local"}
     return {name: note for name, note in notes.items() if note}
+
+
+def without_note(side: Side, dataset: str) -> tuple[View, list[Snapshot]]:
+    """The copy, and the snapshots of ours there that nothing is noted of yet, the oldest first. HotspareError."""
+    view, notes = look(side, dataset, recursive=True), _notes(side, dataset)
+    top = view.datasets.get("")
+    return view, [one for one in (top.snapshots if top else ()) if one.made == PREFIX and one.name not in notes]
 
 
 def choose(view: View, notes: Mapping[str, Note]) -> Optional[Copy]:

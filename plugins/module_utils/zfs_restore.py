@@ -46,6 +46,8 @@ STOP_SECONDS = 60
 POLL_SECONDS = 0.2
 DESTROY_TRIES = 10
 AMCHECK_SINCE = 14
+SYSTEM_ACCOUNTS = 999  # the highest uid of a service's account, SYS_UID_MAX in login.defs(5)
+LIBRARIES = re.compile(r"([\w.-]+|\$libdir/[\w.-]+)?(\s*,\s*([\w.-]+|\$libdir/[\w.-]+))*")
 # Of the data directory besides, what tells the server what the live one is to do.
 SETTINGS_FILES = ("postgresql.auto.conf",)
 
@@ -131,7 +133,7 @@ def restore_test(dataset: str, check: str) -> dict[str, Any]:
 
 def programs(note: Note, check: str) -> str:
     """Where PostgreSQL's programs of that version are on this host. HotspareError."""
-    for directory in (note.bin_directory, f"{DEBIAN_ROOT}/{note.version}/bin"):
+    for directory in (f"{DEBIAN_ROOT}/{note.version}/bin", note.bin_directory):
         if os.path.exists(f"{directory}/postgres"):
             break
     else:
@@ -139,10 +141,23 @@ def programs(note: Note, check: str) -> str:
             f"this host has no PostgreSQL {note.version}, with which {note.node} made its data: install "
             f"postgresql-{note.version} here; no cluster is needed"
         )
+    # The note is the other host's word.
+    if os.stat(f"{directory}/postgres").st_uid != 0:
+        raise HotspareError(f"{directory}/postgres does not belong to root: install postgresql-{note.version} here")
     try:
-        pwd.getpwnam(note.account)
+        account = pwd.getpwnam(note.account)
     except KeyError:
         raise HotspareError(f"this host has no account {note.account}, which the server ran as: make it here") from None
+    if not 0 < account.pw_uid <= SYSTEM_ACCOUNTS:
+        raise HotspareError(
+            f"{note.account}, which the server ran as, is no account of a service on this host (uid {account.pw_uid}), "
+            f"so nothing is started as it: make it one, with a uid up to {SYSTEM_ACCOUNTS}"
+        )
+    if not LIBRARIES.fullmatch(note.libraries):
+        raise HotspareError(
+            f"{note.node} loads {note.libraries} (shared_preload_libraries), and a path is not loaded here: name "
+            "libraries without one"
+        )
     if check == "amcheck" and not os.path.exists(f"{directory}/pg_amcheck"):
         raise HotspareError(f"{directory} has no pg_amcheck (it is there since PostgreSQL {AMCHECK_SINCE}): say count")
     return directory
@@ -195,6 +210,8 @@ def _clone(side: Side, place: Place, copy: Copy) -> None:
             "canmount": "noauto",
             "mountpoint": place.inside(path) if path else "none",
             "readonly": "off",
+            "setuid": "off",
+            "devices": "off",
             MARK: origin,
         }
         words = [word for key, value in options.items() for word in ("-o", f"{key}={value}")]

@@ -25,7 +25,8 @@ from .zfs_stream import flow
 ZSTD = ("zstd", "-q", "-1", "-T0", "-c")
 UNZSTD = ("zstd", "-q", "-d", "-c")
 MBUFFER = ("mbuffer", "-q", "-m", "128M")  # the receiver stops for each transaction group, the network need not
-WORTHWHILE = 64 << 20  # bytes, from which on a buffer and a look for its program pay
+WORTHWHILE = 64 << 20  # bytes, from which on to compress and a look for the program pay
+BUFFERED = 1 << 30  # bytes, from which on a buffer does
 
 # What zfs receive says of a token that is outdated: one that was cut off from its sender ends when its host notices,
 # which may be after we have looked.
@@ -203,7 +204,7 @@ class _Work:
         if crosses and (one.estimated or 0) >= WORTHWHILE:
             if not one.step.packed and source.has("zstd") and target.has("zstd"):
                 sending, receiving = [*sending, ZSTD], [UNZSTD, *receiving]
-            if target.has("mbuffer"):
+            if (one.estimated or 0) >= BUFFERED and target.has("mbuffer"):
                 receiving = [*receiving[:-1], MBUFFER, receiving[-1]]
         before, after = source.stages(sending), target.stages(receiving)
         # Counted as zfs send wrote it, on whichever side of the ssh this host is.

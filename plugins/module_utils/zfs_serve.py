@@ -239,7 +239,11 @@ def _run_all(config: Serve, line: Line) -> None:
     for words in line.commands:
         permit(config, [words])
     for words in line.commands:
-        rc = _run([words], stdin=subprocess.DEVNULL)
+        try:
+            rc = _run([words], stdin=subprocess.DEVNULL)
+        except HotspareError as error:
+            sys.stderr.write(f"{error.message}\n")
+            rc = 127  # as sh
         sys.stdout.write(f"={rc}=\n")
         sys.stdout.flush()
         if rc and line.stop:

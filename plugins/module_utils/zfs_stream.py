@@ -113,17 +113,14 @@ def _copy(source: int, sink: int, tell: Callable[[int], None]) -> tuple[int, boo
     readable, writable = select.poll(), select.poll()
     readable.register(source, select.POLLIN)
     writable.register(sink, select.POLLOUT)
-    os.set_blocking(sink, False)
+    for pipe in (source, sink):
+        os.set_blocking(pipe, False)
     total, told = 0, 0.0
     left = memoryview(b"")
     while True:
         if time.monotonic() - told >= TELL_SECONDS:
             tell(total)
             told = time.monotonic()
-        if not left and not readable.poll(int(TELL_SECONDS * 1000)):
-            continue
-        if not writable.poll(int(TELL_SECONDS * 1000)):
-            continue
         try:
             if hasattr(os, "splice"):  # since Python 3.10: without a copy
                 moved = os.splice(source, sink, PIPE_BYTES)
@@ -131,8 +128,9 @@ def _copy(source: int, sink: int, tell: Callable[[int], None]) -> tuple[int, boo
                 left = left or memoryview(os.read(source, PIPE_BYTES))
                 moved = os.write(sink, left) if left else 0
                 left = left[moved:]
-        except BlockingIOError:  # there was room for less
-            time.sleep(0.001)
+        except BlockingIOError:  # one of them is not ready; both may be and there be room for less
+            if (left or readable.poll(int(TELL_SECONDS * 1000))) and writable.poll(int(TELL_SECONDS * 1000)):
+                time.sleep(0.001)
             continue
         except BrokenPipeError:
             return total, True

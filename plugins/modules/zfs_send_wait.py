@@ -15,7 +15,8 @@ description:
   - Waits, as C(poll) of a task does, for what another task has begun in the background, and returns its result.
   - While a ZFS stream is under way it prints a line now and then (what is sent, how much of how much, how quickly, the
     time left), which a module cannot do before it ends.
-  - A connection that is lost meanwhile is told once and tried again. What runs on the host goes on without it.
+  - A connection that is lost meanwhile is told once and tried again. What runs on the host goes on without it, also
+    when Ansible is interrupted. A host that was restarted meanwhile is an error.
 options:
   job:
     description:
@@ -37,9 +38,9 @@ options:
     type: float
     default: 15
   timeout:
-    description: Seconds after which it fails, while the other task goes on.
+    description: Seconds after which it fails, while the other task goes on as long as its C(async) lets it.
     type: float
-    default: 86400
+    default: 2592000
 attributes:
   action:
     description: It runs on the controller, and looks on the host by C(async_status) and C(cat).
@@ -67,7 +68,7 @@ EXAMPLES = r"""
       identity: /root/.ssh/zfs
       known_hosts: /root/.ssh/known_hosts
     status_file: /run/zfs-backup.json
-  async: 86400
+  async: 2592000
   poll: 0
   register: sending
 

@@ -98,6 +98,12 @@ def test_what_was_not_in_the_background_is_returned_as_it_is(play):
     assert rc == 0 and "it said at once (changed: False)" in said
 
 
+def test_what_was_killed_has_failed_in_a_sentence(play):
+    """The module, whose process is the parent of the script's."""
+    rc, said = play("kill -9 $PPID; sleep 1")
+    assert rc == 2 and "localhost: it ended without a result, as what is killed does: see the journal" in said
+
+
 def test_it_waits_no_longer_than_it_may(play):
     rc, said = play("sleep 3", timeout=0.5, poll=0.1)
     assert rc == 2 and "it has not ended within 0.5 seconds, and goes on: see " in said

@@ -120,13 +120,23 @@ def test_with_full_page_writes_off_a_record_holds_whole_pages(hosts, records, go
     assert obstacle is None if good else "tank/pg/data on db1 has a recordsize of 4" in str(obstacle)
 
 
-def test_what_the_primary_has_still_to_archive_is_its_work(tmp_path):
-    status = tmp_path / "pg_wal/archive_status"
-    rebuild_zfs.leave_archiving(str(tmp_path))
-    status.mkdir(parents=True)
+@pytest.mark.parametrize("linked", [False, True])
+def test_what_the_primary_has_still_to_archive_is_its_work(tmp_path, linked):
+    layout = Layout({"/data": f"{tmp_path}/pg", **({"/wal": f"{tmp_path}/wal"} if linked else {})})
+    directory, live = Path(layout.staged(f"{tmp_path}/pg/17/main")), tmp_path / "wal/main/archive_status/LIVE.ready"
+    wal = Path(layout.staged(f"{tmp_path}/wal/main")) if linked else directory / "pg_wal"
+    for path in (directory, live.parent, wal):
+        path.mkdir(parents=True)
+    live.touch()  # of another server, where the copy is to be
+    if linked:
+        (directory / "pg_wal").symlink_to(f"{tmp_path}/wal/main")
+    rebuild_zfs.leave_archiving(str(directory), layout)
+    status = wal / "archive_status"
+    status.mkdir()
     for name in ("000000010000000000000001.ready", "000000010000000000000002.done", "00000002.history.ready"):
         (status / name).touch()
-    rebuild_zfs.leave_archiving(str(tmp_path))
+    rebuild_zfs.leave_archiving(str(directory), layout)
+    assert live.exists()
     assert sorted(path.name for path in status.iterdir()) == [
         "000000010000000000000001.done",
         "000000010000000000000002.done",

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 from ansible_collections.hotspare.postgresql.plugins.module_utils.zfs import Login
-from ansible_collections.hotspare.postgresql.plugins.module_utils.zfs_backup import read_backup_config
+from ansible_collections.hotspare.postgresql.plugins.module_utils.zfs_backup import read_backup_config, want
 from ansible_collections.hotspare.postgresql.plugins.module_utils.zfs_refusals import Keep
+from ansible_collections.hotspare.postgresql.plugins.module_utils.zfs_serve import Serve
 
 from . import role_cases
 
@@ -131,3 +132,13 @@ def test_what_is_meant_is_what_the_program_reads(told: list[Any], tmp_path: Path
     assert (far.backup.keep, nas.backup.keep) == (Keep(3), Keep(None, 0.5))
     assert [member.get("holder") for member in members] == ["db1", None, "store", "far", ""]
     assert members[0]["into"] == "vault/pg/db1"
+
+
+def test_the_readmes_configuration_is_what_a_backup_asks_for() -> None:
+    """A forced command permits these properties and no others."""
+    text = (ROOT / "roles/zfs/README.md").read_text(encoding="utf-8")
+    found = json.loads(text[text.index('{"prefix"') : text.index("Options: [meta")])
+    asked = want(Keep(count=1))
+    assert (found["prefix"], found["properties"]) == (asked.prefix, asked.properties)
+    assert found["copied"] == list(asked.copied)
+    assert Serve(**found).rename and Serve(**found).prune

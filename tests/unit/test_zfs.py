@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import shlex
+import time
 
 import pytest
 from ansible_collections.hotspare.postgresql.plugins.module_utils import zfs
@@ -188,10 +189,12 @@ def test_a_connection_that_is_lost_meanwhile(near):
         near.run("sh", "-c", "kill -9 $PPID; kill -9 $(ps -o ppid= $PPID)")
 
 
-def test_what_takes_too_long_is_ended(near, monkeypatch):
+def test_what_takes_too_long_is_ended(near, monkeypatch, tmp_path):
     monkeypatch.setattr(zfs, "LOOK_SECONDS", 0.2)
-    with pytest.raises(HotspareError, match="sleep 60 on db2 took longer than 0.2 s"):
-        near.run("sleep", "60")
+    with pytest.raises(HotspareError, match="sleep 1 on db2 took longer than 0.4 s and was ended"):
+        near.run_all([("sleep", "1"), ("touch", str(tmp_path / "later"))])
+    time.sleep(1)
+    assert not (tmp_path / "later").exists()
     monkeypatch.setattr(zfs, "LOOK_SECONDS", 60)
     assert near.run("echo", "again").stdout == "again\n"
 
@@ -209,6 +212,13 @@ def test_many_commands_there(near, stop):
     ][: 2 if stop else 3]
     assert [done.argv for done in found] == [list(words) for words in COMMANDS[: len(found)]]
     assert near.run("cat").stdout == ""  # the lines that follow are for the shell alone
+
+
+def test_what_ssh_says_of_something_else_is_not_waited_for(near):
+    shell = near._connected()
+    line = "(echo x; echo why >&2; echo =0=) </dev/null; echo =.=; (echo =.=; echo channel 3: open failed) >&2\n"
+    assert shell.ask(line, 10) == ("x\n=0=\n", "why\n")
+    assert "channel 3: open failed\n" in near.run("sh", "-c", "echo no >&2; exit 1", check=False).stderr
 
 
 def test_much_is_read(near):

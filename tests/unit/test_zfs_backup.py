@@ -225,6 +225,20 @@ def test_a_failure_is_noted_and_the_next_run_goes_on(lab):
     assert len({note.taken for note in noted.values()}) == 3
 
 
+def test_a_copy_that_a_killed_run_has_sent_is_noted_by_the_next(lab, monkeypatch):
+    lab.run()
+    lab.here.data["tank/pg/late"] = lab.here.make("tank/pg/late")
+    with monkeypatch.context() as patched:
+        patched.setattr(zfs_backup, "_note", lambda *_more: (_ for _ in ()).throw(HotspareError("killed")))
+        with pytest.raises(HotspareError, match="killed"):
+            lab.run()
+    del lab.here.data["tank/pg/late"]
+    lab.run()
+    noted = [read_note(one.note) for one in lab.vault.data["vault/pg/db2"].snaps]
+    assert [note.lsn for note in noted] == ["0/5000060", "", "0/5000060"]
+    assert sorted(note.taken for note in noted) == [note.taken for note in noted]
+
+
 def test_wal_that_lies_elsewhere_is_refused(lab):
     (lab.where / "else").mkdir()
     (lab.where / "data/main/pg_wal").unlink()

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import getpass
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -178,7 +177,7 @@ def test_when_it_was_checkpointed():
 
 
 def test_where_the_programs_are(tmp_path, monkeypatch):
-    note = replace(NOTE, account=getpass.getuser(), bin_directory=str(tmp_path / "none"))
+    note = replace(NOTE, account="daemon", bin_directory=str(tmp_path / "none"))
     monkeypatch.setattr(zfs_restore, "DEBIAN_ROOT", str(tmp_path))
     with pytest.raises(HotspareError, match="this host has no PostgreSQL 17, with which db2 made its data: install"):
         programs(note, "count")
@@ -189,6 +188,38 @@ def test_where_the_programs_are(tmp_path, monkeypatch):
         programs(note, "amcheck")
     with pytest.raises(HotspareError, match="has no account nobody-here"):
         programs(replace(note, account="nobody-here"), "count")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"account": "root"}, "root, which the server ran as, is no account of a service on this host \\(uid 0\\)"),
+        ({"account": "nobody"}, "is no account of a service"),
+        ({"libraries": "pg_stat_statements, /tmp/x"}, "loads pg_stat_statements, /tmp/x .* a path is not loaded here"),
+        ({"libraries": "../x"}, "a path is not loaded here"),
+        ({"libraries": ""}, None),
+        ({"libraries": "auto_explain, $libdir/pg_stat_statements,x-1.2"}, None),
+    ],
+)
+def test_what_a_note_says_is_the_word_of_another_host(tmp_path, monkeypatch, changes, said):
+    monkeypatch.setattr(zfs_restore, "DEBIAN_ROOT", str(tmp_path))
+    note = replace(NOTE, **{"account": "daemon", "bin_directory": str(tmp_path / "theirs"), **changes})
+    for folder in ("17/bin", "theirs"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "postgres").touch()
+    if said is None:
+        assert programs(note, "count") == f"{tmp_path}/17/bin", "rather those of this host"
+    else:
+        with pytest.raises(HotspareError, match=said):
+            programs(note, "count")
+
+
+def test_programs_of_somebody_are_not_started(tmp_path, monkeypatch):
+    monkeypatch.setattr(zfs_restore, "DEBIAN_ROOT", str(tmp_path / "none"))
+    (tmp_path / "postgres").touch()
+    os.chown(tmp_path / "postgres", 1, 1)
+    with pytest.raises(HotspareError, match="postgres does not belong to root"):
+        programs(replace(NOTE, account="daemon", bin_directory=str(tmp_path)), "count")
 
 
 def test_what_is_told():

@@ -13,7 +13,7 @@ import pytest
 from ansible_collections.hotspare.postgresql.plugins.module_utils.shell import HotspareError
 from ansible_collections.hotspare.postgresql.plugins.module_utils.zfs import Login, Stage
 from ansible_collections.hotspare.postgresql.plugins.module_utils.zfs_refusals import Want
-from ansible_collections.hotspare.postgresql.plugins.module_utils.zfs_send import WORTHWHILE, work
+from ansible_collections.hotspare.postgresql.plugins.module_utils.zfs_send import BUFFERED, WORTHWHILE, work
 
 from .zfs_model import Here, Host, transfer
 
@@ -197,9 +197,11 @@ class Near(Far):
 @pytest.mark.parametrize(
     ("size", "filters", "packed", "sent", "received"),
     [
-        (WORTHWHILE, {"zstd", "mbuffer"}, False, "zstd", "zstd mbuffer"),
-        (WORTHWHILE, {"zstd", "mbuffer"}, True, "", "mbuffer"),
-        (WORTHWHILE, set(), False, "", ""),
+        (BUFFERED, {"zstd", "mbuffer"}, False, "zstd", "zstd mbuffer"),
+        (BUFFERED, {"zstd", "mbuffer"}, True, "", "mbuffer"),
+        (BUFFERED - 1, {"zstd", "mbuffer"}, True, "", ""),
+        (WORTHWHILE, {"zstd", "mbuffer"}, False, "zstd", "zstd"),
+        (BUFFERED, set(), False, "", ""),
         (WORTHWHILE - 1, {"zstd", "mbuffer"}, False, "", ""),
     ],
 )

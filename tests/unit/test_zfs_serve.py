@@ -200,7 +200,7 @@ FORCED = """\
 import sys
 from ansible_collections.hotspare.postgresql.plugins.module_utils import zfs_serve
 from ansible_collections.hotspare.postgresql.plugins.module_utils.shell import HotspareError
-zfs_serve.rules = lambda config: [r"(echo|false|cat)(\\n.*)*"]
+zfs_serve.rules = lambda config: [r"(echo|false|cat|no-such-filter)(\\n.*)*"]
 try:
     sys.exit(zfs_serve.serve(sys.argv[1], sys.argv[2]))
 except HotspareError as error:
@@ -222,6 +222,7 @@ def test_a_side_talks_to_it(config, tmp_path, monkeypatch):
             done = side.run_all([["echo", "a b"], ["cat"], ["false"], ["echo", "it's"]])
             assert [(one.rc, one.stdout) for one in done] == [(0, "a b\n"), (0, ""), (1, ""), (0, "it's\n")]
             assert [one.rc for one in side.run_all([["false"], ["echo"]], stop=True)] == [1]
+            assert not side.has("no-such-filter") and side.has("cat")
             with pytest.raises(HotspareError, match="echo x on db2 failed: this key may not run 'reboot'"):
                 side.run_all([["echo", "x"], ["reboot"]])
             assert shells[0].ended

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import re
 
+import pytest
+
 TOP = "tank/pg"
 PROGRAMS = "/usr/lib/postgresql/17/bin"
 RESUME = "receive_resume_token"
@@ -73,6 +75,8 @@ def test_a_network_that_breaks_while_a_standby_is_made_anew_under_load(lab, gues
     primary, standby = lab.roles()
     lab.run(primary, f"{PROGRAMS}/pgbench", "-qis", "2", "postgres", user="postgres")
     lab.run(standby, "systemctl", "stop", lab.service)
+    waiting = f"{lab.data}/pg_wal/archive_status/000000010000000000000001.ready"
+    lab.run(primary, "touch", waiting, user="postgres")
     before = common(guests, primary, standby)[-1]
     script = f"nohup {PROGRAMS}/pgbench -nT 3000 -R 5 postgres >/dev/null 2>&1 & echo $!"
     pid = lab.run(primary, "sh", "-c", script, user="postgres").strip()
@@ -94,6 +98,9 @@ def test_a_network_that_breaks_while_a_standby_is_made_anew_under_load(lab, gues
         lab.run(primary, "kill", pid)
     assert "a snapshot that an interrupted run has sent in part is sent to its end" in told.output
     assert before != common(guests, primary, standby)[-1]
+    assert lab.run(primary, "ls", waiting).strip() == waiting
+    assert "no file" in lab.run(standby, "sh", "-c", f"ls {waiting} || echo no file")
+    lab.run(primary, "rm", waiting)
     aside = assert_rebuilt(lab, guests, told, primary, standby)
     rebuild(lab, standby, "-e", "state=cleaned")
     assert aside not in lab.run(standby, "zfs", "list", "-H", "-o", "name")
@@ -116,3 +123,18 @@ def test_an_old_primary_that_diverged_comes_back_by_what_changed(lab, guests):
     assert f"what changed since {TOP}@{before}" in re.sub(r"\s+", " ", told.output)
     assert lab.sql(old, "SELECT words FROM parting") == "and this only the new one"
     assert_rebuilt(lab, guests, told, new, old)
+
+
+@pytest.mark.soak
+def test_a_long_copy_says_how_far_it_is(lab, guests):
+    """As users run it: in the background of the node, which the other tests' strategy has no use of."""
+    primary, standby = lab.roles()
+    lab.run(standby, "systemctl", "stop", lab.service)
+    lab.sql(primary, "CREATE TABLE bulk AS SELECT md5(n::text) FROM generate_series(1, 200000) n")
+    with guests.slow(primary):
+        told = rebuild(lab, standby, *ASKED, "-e", "standby_poll=2", env={"ANSIBLE_STRATEGY": "linear"})
+    line = rf"{standby}: {TOP}/data, part \d of \d, incremental: [\d.]+ \w+ of [\d.]+ \w+ \(\d+ %\), "
+    assert re.search(line, told.output)
+    assert f"{standby}: it goes on there, should this run be interrupted" in told.output
+    lab.sql(primary, "DROP TABLE bulk")
+    assert_rebuilt(lab, guests, told, primary, standby)
