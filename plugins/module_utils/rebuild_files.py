@@ -41,8 +41,9 @@ KEPT = re.compile(r"\.(before|diverged)-\d{8}T\d{6}Z")
 
 
 def only_one(job: Job, check_mode: bool = False) -> contextlib.AbstractContextManager[None]:
-    """Hold the node, for which nobody is waited; HotspareError says who has it and since when, in check mode too."""
-    return working(job.real, job.instance.name, "pg_rebuild", 0, check_mode=check_mode)
+    """Hold the node. The task of a run that died is waited for, as long as for a standby that starts, so that the run
+    can be made again at once; then, and in check mode, HotspareError says who has it and since when."""
+    return working(job.real, job.instance.name, "pg_rebuild", job.timeout, check_mode=check_mode)
 
 
 def utc() -> str:

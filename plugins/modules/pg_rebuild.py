@@ -141,6 +141,7 @@ options:
       - Seconds the started node may go without any progress until it streams, and seconds its server may take to
         stop.
       - How long a copy or a rewind takes is not limited.
+      - Another task that works on the node, perhaps of a run that died, is waited for as long.
     type: int
     default: 120
   state:

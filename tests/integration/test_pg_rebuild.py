@@ -14,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -189,12 +190,18 @@ def test_one_at_a_time(bare, run_module, lab):
     try:
         eventually(lambda: (node.data.parent / "data.seeding.json").exists())
         for check in (True, False):
-            second = run_module("pg_rebuild", args, check=check)
+            second = run_module("pg_rebuild", {**args, "timeout": 1}, check=check)
             assert second.get("failed") and "is worked on by process" in second["msg"], second
+        # As after a control node that died: the run that is made again waits for what the first one has begun.
+        waits = threading.Thread(target=lambda: results.append(run_module("pg_rebuild", args)))
+        waits.start()
+        time.sleep(1)
+        assert waits.is_alive()
     finally:
         hold.unlink()
         first.join()
-    assert results[0]["changed"], results
+    waits.join()
+    assert [(result["changed"], result["method"]) for result in results] == [(True, "basebackup"), (False, "none")]
     assert_streams(primary, node)
 
 

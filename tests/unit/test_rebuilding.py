@@ -10,6 +10,7 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,7 @@ sys.stdin.read()
 
 
 def test_lock_names_its_holder(job):
+    job = replace(job, timeout=0.1)
     with rebuild_files.only_one(job):
         (path,) = Path(lock.LOCK_DIRECTORY).iterdir()
         assert path.read_text().startswith(f"process {os.getpid()} (pg_rebuild) since 2")
