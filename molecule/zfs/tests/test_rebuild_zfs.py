@@ -137,4 +137,5 @@ def test_a_long_copy_says_how_far_it_is(lab, guests):
     assert re.search(line, told.output)
     assert f"{standby}: it goes on there, should this run be interrupted" in told.output
     lab.sql(primary, "DROP TABLE bulk")
-    assert_rebuilt(lab, guests, told, primary, standby)
+    assert_mounted_for_good(lab, guests, standby)
+    assert_sound(lab, primary, standby)
