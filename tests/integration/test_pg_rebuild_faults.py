@@ -177,9 +177,9 @@ def test_a_later_promotion_is_given_up_only_when_asked(pair, run_module):
     result = run_module("pg_rebuild", wanted(new, old))
     assert result["method"] == "refuse", result
     assert failed(result) == {"method"}
-    assert "say method: basebackup" in result["msg"]
+    assert "say method: copy" in result["msg"]
     assert footprint(old) == before
-    result = run_module("pg_rebuild", wanted(new, old, method="basebackup"))
+    result = run_module("pg_rebuild", wanted(new, old, method="copy"))
     assert result["method"] == "basebackup", result
     assert_streams(new, old, timeline=1)
     assert "mistake" not in old.notes()
