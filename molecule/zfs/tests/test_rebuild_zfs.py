@@ -89,6 +89,7 @@ def test_a_network_that_breaks_while_a_standby_is_made_anew_under_load(lab, gues
         with guests.slow(primary):
             process = lab.start("rebuild_standby", *ASKED, "-e", f"node={standby}", "-e", f"confirm={standby}")
             lab.wait_for(lambda: process.poll() is not None or begun(), "a part has arrived", 900)
+            assert process.poll() is None, process.communicate()[0]
             with guests.cut_off(standby):
                 output, _ = process.communicate(timeout=600)
         assert process.returncode != 0, output
