@@ -51,11 +51,11 @@ class ActionModule(ActionBase):
                 if result.get("finished") or (result.get("failed") and result.get("_ansible_parsed")):
                     self._look(job, "cleanup")
                     return _explained(result, self._host)
-                if lost and self._boot() != boot:
-                    return self._failed(
-                        "it was restarted meanwhile, and nothing goes on there: run this again, which goes on"
-                    )
-                if time.monotonic() - said >= self._options["interval"]:
+                due = time.monotonic() - said >= self._options["interval"]
+                # ssh may have connected anew without a word.
+                if boot and (lost or due) and self._boot() not in (boot, ""):
+                    return self._failed("it was restarted meanwhile: run this again, which goes on where it broke")
+                if due:
                     said, before = time.monotonic(), self._say(before)
                 lost = False
             except AnsibleConnectionFailure as error:
@@ -72,7 +72,7 @@ class ActionModule(ActionBase):
         return {"failed": True, "msg": f"{self._host}: {message}"}
 
     def _boot(self) -> str:
-        """Another one after each restart, random(4)."""
+        """Another one after each restart, random(4); empty where it cannot be read."""
         return str(self._low_level_execute_command("cat /proc/sys/kernel/random/boot_id")["stdout"]).strip()
 
     @property

@@ -14,7 +14,7 @@ from typing import Optional
 from .rebuild import Copy, Source
 from .records import size
 from .shell import HotspareError
-from .zfs import Side, View, is_aside, look
+from .zfs import HARMLESS, Side, View, is_aside, look
 from .zfs_layout import Label, Layout, Zfs, read_label, read_layout
 from .zfs_refusals import Keep, Refusal, Want
 from .zfs_send import work
@@ -22,8 +22,7 @@ from .zfs_send import work
 PLACED = "hotspare:placed"  # of the node's outermost dataset: the snapshot that it was made from, until it streams
 PAGE = 8192  # block_size as Debian builds PostgreSQL
 COPIED = ("recordsize", "compression", "atime", "logbias", "primarycache")
-# What root of the other host has put there is no program of root here, and no device.
-PROPERTIES = {"canmount": "noauto", "mountpoint": "none", "readonly": "off", "setuid": "off", "devices": "off"}
+PROPERTIES = {"canmount": "noauto", "mountpoint": "none", "readonly": "off", **HARMLESS}
 
 
 @contextlib.contextmanager

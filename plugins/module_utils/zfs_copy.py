@@ -18,13 +18,12 @@ from dataclasses import asdict, dataclass
 from typing import Optional
 
 from .shell import HotspareError
-from .zfs import Dataset, Side, Snapshot, View, failed, look, parse_get
+from .zfs import HARMLESS, Dataset, Side, Snapshot, View, failed, look, parse_get
 
 # Of backups. A colon is in no prefix of a rebuild (zfs_layout.prefix_of), so that neither is ever taken for the other.
 PREFIX = "hotspare:backup"
 NOTE = "hotspare:restore"
-# A copy is looked at in a clone only. What root of the node has put there is no program of root here, and no device.
-PROPERTIES = {"canmount": "noauto", "mountpoint": "none", "readonly": "on", "setuid": "off", "devices": "off"}
+PROPERTIES = {"canmount": "noauto", "mountpoint": "none", "readonly": "on", **HARMLESS}  # looked at in a clone only
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from .rebuild_look import cursor_of
 from .records import duration
 from .server import DEBIAN_ROOT, ConnectFailed, Instance, connect, process_id, processes, read_control, read_text
 from .shell import HotspareError, run, write_durably
-from .zfs import Side, failed, parse_get
+from .zfs import HARMLESS, Side, failed, parse_get
 from .zfs_copy import Copy, Note, alone, newest
 from .zfs_layout import is_in
 
@@ -210,8 +210,7 @@ def _clone(side: Side, place: Place, copy: Copy) -> None:
             "canmount": "noauto",
             "mountpoint": place.inside(path) if path else "none",
             "readonly": "off",
-            "setuid": "off",
-            "devices": "off",
+            **HARMLESS,
             MARK: origin,
         }
         words = [word for key, value in options.items() for word in ("-o", f"{key}={value}")]

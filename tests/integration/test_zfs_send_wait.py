@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from ansible_collections.hotspare.postgresql.plugins.action.zfs_send_wait import ActionModule
 
 TOLD = {"state": "sending", "dataset": "vault/pg", "number": 1, "of": 2, "kind": "full", "estimated_bytes": 4096}
 TOLD.update(rate=1024, seconds_left=2)
@@ -102,6 +103,20 @@ def test_what_was_killed_has_failed_in_a_sentence(play):
     """The module, whose process is the parent of the script's."""
     rc, said = play("kill -9 $PPID; sleep 1")
     assert rc == 2 and "localhost: it ended without a result, as what is killed does: see the journal" in said
+
+
+@pytest.mark.parametrize("boots", [["one", "two"], ["one", "", "two"]])
+def test_a_host_that_was_restarted_is_not_waited_for(monkeypatch, boots):
+    """Also where ssh has connected anew and nobody has noticed; what cannot be read is no restart."""
+    action = object.__new__(ActionModule)
+    action._vars, action._said = {"inventory_hostname": "db2"}, False
+    action._options = {"poll": 0.0, "interval": 0.0, "timeout": 10.0, "status_file": None}
+    left = iter(boots)
+    monkeypatch.setattr(action, "_boot", lambda: next(left))
+    monkeypatch.setattr(action, "_look", lambda _job, _mode: {"finished": False})
+    found = action._waited({})
+    assert found["failed"] and found["msg"].startswith("db2: it was restarted meanwhile: run this again")
+    assert not list(left)
 
 
 def test_it_waits_no_longer_than_it_may(play):
