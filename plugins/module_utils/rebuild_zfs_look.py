@@ -52,6 +52,7 @@ def assess(zfs: Zfs, source: Source, data_directory: str, slot: str) -> Copy:
     try:
         with sides(zfs) as (there, here):
             theirs = look(there, zfs.source_dataset, recursive=True, mounts=True, copied=("recordsize",))
+            require_plain(theirs)
             layout = read_layout(theirs, data_directory, source.tablespaces)
             if source.full_page_writes is False:
                 require_whole_pages(theirs, layout)
@@ -91,6 +92,14 @@ def _require_free(layout: Layout, ours: View) -> None:
             raise Refusal(f"something else is mounted at {path} than a dataset below {ours.top}: see findmnt {path}")
         if not os.path.isdir(path) or os.listdir(path):
             raise Refusal(f"{path} is no dataset below {ours.top}, and something lies in it: move that away")
+
+
+def require_plain(theirs: View) -> None:
+    """Refusal where a dataset is encrypted: as it is a server could not read it here, and nobody has said that it may
+    lie here in the clear."""
+    for below, dataset in theirs.datasets.items():
+        if dataset.encryption != "off":
+            raise Refusal(f"{theirs.called(below)} is encrypted, and only a base backup is made of such a one")
 
 
 def require_whole_pages(theirs: View, layout: Layout) -> None:

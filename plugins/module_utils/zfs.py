@@ -301,6 +301,7 @@ def unreachable(login: Login, said: str) -> HotspareError:
 ADVICE = (
     ("permission denied", "allow it there (zfs allow), or work as root"),
     ("dataset is busy", "stop what uses it (fuser -vm, zfs holds) and run this again"),
+    ("key not loaded", "load it there (zfs load-key)"),
     ("out of space", "make room there, or send less"),
     (": not found", "install zfsutils-linux there, and load its kernel module"),
     ("dataset does not exist", "see zfs list there"),

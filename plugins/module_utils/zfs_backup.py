@@ -294,11 +294,13 @@ TOLD = "snapshot kind sent_bytes estimated_bytes seconds rate pruned renamed".sp
 
 
 def want(keep: Optional[Keep]) -> Want:
-    """On the node itself only the one is kept that the next is sent from. Without `keep` nothing is given up."""
+    """On the node itself only the one is kept that the next is sent from. Without `keep` nothing is given up. What is
+    encrypted goes as it is: the host of the copies needs no key, but for a restore."""
     return Want(
         prefix=PREFIX,
         recursive=True,
         in_the_way="rename",
+        raw=True,
         properties=PROPERTIES,
         copied=COPIED,
         keep_source=Keep(count=1) if keep else Keep(),

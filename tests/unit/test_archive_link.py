@@ -469,9 +469,12 @@ def test_silence(monkeypatch):
 
 @pytest.mark.parametrize("heard", [0, 100, 200_000])
 def test_it_dies_in_the_middle_of_a_file(monkeypatch, wal, heard):
+    content = bytearray(segment(NAME))
+    for page in range(0, len(content), 8192):  # behind its header, what takes its length on the way, too
+        content[page + 64 : page + 8192] = os.urandom(8192 - 64)
     with connected(monkeypatch, that_says(framed(GREETING), f"sys.stdin.buffer.read({heard})")) as host:
         with pytest.raises(Unreachable, match="cannot be reached"):
-            host.put(NAME, wal(NAME))
+            host.put(NAME, wal(NAME, bytes(content)))
         with pytest.raises(Unreachable, match="connect again"):
             host.put(NAME, wal(NAME))
 

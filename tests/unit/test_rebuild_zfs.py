@@ -120,6 +120,11 @@ def test_with_full_page_writes_off_a_record_holds_whole_pages(hosts, records, go
     assert obstacle is None if good else "tank/pg/data on db1 has a recordsize of 4" in str(obstacle)
 
 
+def test_no_standby_is_made_of_what_is_encrypted(hosts):
+    hosts.there.data["tank/pg/wal"].encryption = "aes-256-gcm"
+    assert hosts.assess().obstacle == "tank/pg/wal on db1 is encrypted, and only a base backup is made of such a one"
+
+
 @pytest.mark.parametrize("linked", [False, True])
 def test_what_the_primary_has_still_to_archive_is_its_work(tmp_path, linked):
     layout = Layout({"/data": f"{tmp_path}/pg", **({"/wal": f"{tmp_path}/wal"} if linked else {})})

@@ -180,6 +180,14 @@ def test_the_next_ones_send_what_changed_and_old_ones_go(lab):
     assert len(lab.here.data["tank/pg/wal"].snaps) == 1, "the base of the next one"
 
 
+def test_what_is_encrypted_goes_as_it_is(lab):
+    lab.here.data["tank/pg/wal"].encryption, lab.here.data["tank/pg/wal"].keystatus = "aes-256-gcm", "available"
+    assert [lab.run()["kind"], lab.run()["kind"]] == ["full", "incremental"]
+    sends = [words for words in lab.here.log if list(words[:2]) == ["zfs", "send"] and "-nvP" not in words]
+    assert ["-w" in words for words in sends if "tank/pg/wal@" in words[-1]] == [True, True]
+    assert not any("-w" in words for words in sends if "tank/pg/wal@" not in words[-1])
+
+
 def test_snapshots_of_rebuilds_are_left_alone(lab):
     name = "hotspare-db1-20261121T000000Z"
     lab.here.snapshot(*(f"tank/pg{below}@{name}" for below in ("", "/data", "/wal")), made="hotspare-db1/1")

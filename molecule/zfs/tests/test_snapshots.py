@@ -300,6 +300,34 @@ def test_without_a_place_there_is_no_timer(lab, guests):
     assert lab.play("site").changed == 0
 
 
+@pytest.mark.soak
+def test_what_is_encrypted_stays_so_and_needs_its_key_to_be_restored(lab, guests):
+    _primary, standby = lab.roles()
+    name, copy, key = f"{TOP}/secret", f"{COPIES}/{standby}/secret", "/root/backup.key"
+    words = ("-o", "encryption=aes-256-gcm", "-o", "keyformat=raw", "-o", f"keylocation=file://{key}")
+    lab.run(standby, "dd", "if=/dev/urandom", f"of={key}", "bs=32", "count=1")
+    lab.run(standby, "zfs", "create", *words, "-o", "mountpoint=/mnt/secret", name)
+    try:
+        lab.run(standby, "tee", "/mnt/secret/file", stdin="nobody reads this")
+        for kind in ("full", "incremental"):
+            assert f"({kind}, " in told(lab.play("snapshot"))
+        assert guests.properties(standby, copy, "encryption", "keystatus") == {
+            "encryption": "aes-256-gcm",
+            "keystatus": "unavailable",
+        }
+        message = " ".join(lab.play("snapshot_restore_test", "-e", f"node={standby}", ok=False).messages)
+        assert "key not loaded; load it there (zfs load-key)" in message
+        assert left(lab, standby) == []
+        lab.run(standby, "zfs", "load-key", "-L", f"file://{key}", copy)
+        assert "the clone is removed" in told(lab.play("snapshot_restore_test", "-e", f"node={standby}"))
+    finally:
+        for dataset in (name, copy):
+            for snapshot in guests.snapshots(standby, dataset):
+                lab.run(standby, "zfs", "release", "hotspare:backup", snapshot, check=False)
+            lab.run(standby, "zfs", "destroy", "-r", dataset)
+    assert "(incremental, " in told(lab.play("snapshot"))
+
+
 FAR = """
 postgres:
   hosts:
