@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import selectors
 import shlex
 import signal
@@ -17,8 +18,10 @@ from collections.abc import Sequence
 
 from .shell import PATH
 
-# What the shell says behind each command: its exit code; behind each script: that it has ended.
-AFTER = '; r=$?; echo "=$r="'
+# What the shell says behind each command, on both of its outputs: its exit code, on a line of its own whether or not
+# the text before ends a line. Behind each script: that it has ended.
+AFTER = '; r=$?; echo; echo "=$r="; echo >&2; echo "=$r=" >&2'
+CODE = "\n={}=\n"
 STOP = "; [ $r = 0 ] || exit 1"
 ENDED = b"=.=\n"
 END = " </dev/null; echo =.=; echo =.= >&2\n"
@@ -30,6 +33,13 @@ def script(commands: Sequence[Sequence[str]], stop: bool) -> str:
     (Pure.)"""
     told = "".join(f"{shlex.join(words)}{AFTER}{STOP if stop else ''}; " for words in commands)
     return f"({told}){END}"
+
+
+def parts(text: str) -> tuple[list[str], list[int], str]:
+    """Of one output of a script: what each command wrote there, their exit codes, and what is behind the last of these.
+    (Pure.)"""
+    *found, rest = re.split(CODE.format(r"(\d+)"), text)
+    return found[0::2], [int(code) for code in found[1::2]], rest
 
 
 class Lost(Exception):

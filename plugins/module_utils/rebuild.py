@@ -44,6 +44,7 @@ class Copy:
     reason: str = ""
     kind: str = ""  # none, resumed, incremental, full
     size: Optional[int] = None
+    begun: bool = False  # a run died at the swap: what is mounted was renamed already
 
 
 NO_DATASET = Copy("no ZFS dataset is named for it")
@@ -168,6 +169,13 @@ def by_snapshot(decision: Decision, local: Local, wanted: str) -> Decision:
     if copy.obstacle is None and wanted != "basebackup" and not finished:
         skipped = {name: reason for name, reason in decision.skipped.items() if name != "zfs"}
         return Decision("zfs", f"{decision.reason}; {copy.reason}", decision.diverged_at, skipped)
+    if copy.obstacle and copy is not NO_DATASET and wanted == "auto" and local.torn_pages and not finished:
+        return Decision(
+            "refuse",
+            f"a ZFS snapshot is not possible ({copy.obstacle}), and a base backup would not lie on ZFS: mend that, or "
+            "say method: basebackup",
+            decision.diverged_at,
+        )
     why = "not asked for" if copy.obstacle is None else f"not possible: {copy.obstacle}"
     return replace(decision, skipped={**decision.skipped, "zfs": decision.reason if finished else why})
 
@@ -177,8 +185,9 @@ def by_less(decision: Decision, local: Local, source: Source, wanted: str) -> De
     copy, copied = local.copy, rewound_bytes(decision, local, source)
     if wanted != "auto" or copy.obstacle is not None:
         return decision
-    if local.mount_point:
-        skipped = {**decision.skipped, "rewind": f"not possible: {local.real_directory} is a mount point"}
+    if local.mount_point or copy.begun:
+        why = "is a mount point" if local.mount_point else "has been set aside by a run that died"
+        skipped = {**decision.skipped, "rewind": f"not possible: {local.real_directory} {why}"}
         return Decision("zfs", f"{decision.reason}; {copy.reason}", decision.diverged_at, skipped)
     if copy.size is None or copied is None:
         return decision

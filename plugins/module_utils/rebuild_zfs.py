@@ -36,7 +36,7 @@ def seed(job: Job, zfs: Zfs, source: Source) -> None:
     wait_until_gone(job)
     with sides(zfs) as (there, here):
         theirs = look(there, zfs.source_dataset, recursive=True, mounts=True)
-        layout = read_layout(theirs, job.real, source.tablespaces)
+        layout = read_layout(theirs, job.real, zfs.others(source.tablespaces))
         found = labelled(zfs, source, job.upstream.slot or "", theirs, look(here, zfs.dataset, recursive=True))
         if found is None:
             with job.step("zfs snapshot") as step:

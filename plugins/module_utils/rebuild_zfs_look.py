@@ -53,11 +53,12 @@ def assess(zfs: Zfs, source: Source, data_directory: str, slot: str) -> Copy:
         with sides(zfs) as (there, here):
             theirs = look(there, zfs.source_dataset, recursive=True, mounts=True, copied=("recordsize",))
             require_plain(theirs)
-            layout = read_layout(theirs, data_directory, source.tablespaces)
+            layout = read_layout(theirs, data_directory, zfs.others(source.tablespaces))
             if source.full_page_writes is False:
                 require_whole_pages(theirs, layout)
-            ours = look(here, zfs.dataset, recursive=True, mounts=True)
+            ours = look(here, zfs.dataset, recursive=True, mounts=True, asides=True)
             _require_free(layout, ours)
+            begun = ours.mounts.get(str(layout.root(data_directory))) in {one.name for one in ours.aside.values()}
             require_alone(layout.roots, data_directory)
             if source.may_label is not True:
                 raise Refusal(
@@ -78,12 +79,12 @@ def assess(zfs: Zfs, source: Source, data_directory: str, slot: str) -> Copy:
         "incremental": f"what changed since {base} is sent ({much})",
         "full": f"a snapshot of the primary is sent ({much})",
     }
-    return Copy(None, words[told["kind"]], told["kind"], told["estimated_bytes"])
+    return Copy(None, words[told["kind"]], told["kind"], told["estimated_bytes"], begun)
 
 
 def _require_free(layout: Layout, ours: View) -> None:
     """Refusal where something else than the node's own datasets lies where the copy's are to be mounted."""
-    mine = {one.name for one in ours.datasets.values()}
+    mine = {one.name for one in (*ours.datasets.values(), *ours.aside.values())}  # a run may have died at the swap
     for path in sorted(layout.paths.values()):
         inside = layout.root(path) != path
         if ours.mounts.get(path) in mine or inside or not os.path.lexists(path):
@@ -99,7 +100,7 @@ def require_plain(theirs: View) -> None:
     lie here in the clear."""
     for below, dataset in theirs.datasets.items():
         if dataset.encryption != "off":
-            raise Refusal(f"{theirs.called(below)} is encrypted, and only a base backup is made of such a one")
+            raise Refusal(f"{theirs.called(below)} is encrypted, and of such a one only base backups are made")
 
 
 def require_whole_pages(theirs: View, layout: Layout) -> None:

@@ -394,6 +394,11 @@ def clean(job: Job, *, check_mode: bool = False) -> dict[str, Any]:
                 trouble.append(f"{path} is no directory")
             elif processes(job.at(path)):
                 trouble.append(f"a server works in {path}")
+        datasets = [name for name in found if not name.startswith("/")]
+        if datasets and read_state(job.instance)["role"] not in ("standby", "primary"):
+            trouble.append(
+                f"the server does not run, and {datasets[0]} may be all that it has: make a standby of the node first"
+            )
         if trouble:
             raise HotspareError(f"nothing was removed: {'; '.join(trouble)}", **result)
         if check_mode:

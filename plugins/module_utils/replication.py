@@ -135,6 +135,7 @@ def _blank(instance: Instance) -> dict[str, Any]:
         "reason": None,
         "data": None,
         "data_directory": instance.data_directory,
+        "wal_directory": None,
         "major_version": None,
         "server_version": None,
         "system_identifier": None,
@@ -264,11 +265,12 @@ def _read_directory(instance: Instance, state: dict[str, Any], extra: list[dict[
         state["backup_label"] = _exists(instance.path("backup_label"))
     except OSError as error:
         raise _Unknown(f"cannot read {directory}: {error.strerror}; run as root or {instance.account}") from error
+    wal_directory = os.path.realpath(instance.path("pg_wal"))  # through a link, when the WAL has a disk of its own
     state.update(
         data_owner=_owner(directory),
         auto_conf_owner=_owner(instance.path("postgresql.auto.conf")),
-        # Through a symbolic link, when the WAL has a disk of its own.
-        wal_free_bytes=_free_bytes(os.path.realpath(instance.path("pg_wal"))),
+        wal_directory=wal_directory,
+        wal_free_bytes=_free_bytes(wal_directory),
     )
     try:
         control = read_control(instance.bin_directory, directory, instance.account)

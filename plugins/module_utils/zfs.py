@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import Optional
 
 from . import ssh
-from .lasting_shell import LastingShell, Lost, script
+from .lasting_shell import LastingShell, Lost, parts, script
 from .shell import PATH, Completed, HotspareError
 
 OLDEST = (2, 1)  # of OpenZFS: what Debian 11 has from its backports
@@ -125,8 +125,9 @@ class Pool:
 class View:
     """What a host has of a dataset and those below it, by their names below it ("" is the dataset itself).
 
-    `available`: what may be written there, of the dataset or, while there is none, of its parent. `aside`: the newest
-    tree that was renamed out of the way of this one. `mounts`: every mounted file system of the host, by its path.
+    `available`: what may be written there, of the dataset or, while there is none, of its parent. `encrypts`: whether
+    that parent does, and so what is received in it. `aside`: the newest tree that was renamed out of the way of this
+    one. `mounts`: every mounted file system of the host, by its path.
     """
 
     where: str
@@ -135,6 +136,7 @@ class View:
     version: tuple[int, ...]
     datasets: Mapping[str, Dataset]
     parent: bool = True
+    encrypts: bool = False
     available: int = 0
     aside: Mapping[str, Dataset] = field(default_factory=dict)
     mounts: Mapping[str, str] = field(default_factory=dict)
@@ -212,21 +214,24 @@ class Side:
             program, package = ("ssh", "openssh-client") if self.login else ("sh", "dash")
             raise HotspareError(f"cannot run {program} on this host: {error.strerror}; install {package}") from error
         except Lost as lost:
+            _said, codes, rest = parts(lost.said)
+            words = commands[min(len(codes), len(commands) - 1)]
             if lost.rc is None:
-                what = f"{label(self.where, commands[0])} took longer than {LOOK_SECONDS * len(commands):g} s"
+                what = f"{label(self.where, words)} took longer than {LOOK_SECONDS * len(commands):g} s"
                 raise HotspareError(f"{what} and was ended: see what that host and its pool wait for") from lost
             if self.login and lost.rc == 255:
-                raise unreachable(self.login, lost.said) from lost
-            raise failed(self.where, commands[0], lost.said) from lost
-        # What each wrote, and its exit code behind it; what they said may be of any of them.
-        parts = re.split(r"^=(\d+)=$\n?", out, flags=re.MULTILINE)
-        codes = [int(code) for code in parts[1::2]]
-        if len(codes) < len(commands) and not (stop and codes and codes[-1] != 0):
-            raise failed(self.where, commands[len(codes)], err)
+                raise unreachable(self.login, rest) from lost
+            raise failed(self.where, words, rest) from lost
+        wrote, codes, more = parts(out)
+        said, known, rest = parts(err)
+        whole = len(codes) == len(commands) or (stop and 0 < len(codes) < len(commands) and codes[-1] != 0)
+        # What one of them says must not excuse another one: where it is not certain which said what, all of it failed.
+        if codes != known or more or not whole:
+            raise failed(self.where, commands[min(len(codes), len(known), len(commands) - 1)], rest)
         seconds = time.monotonic() - began
         return [
-            Completed(list(words), rc, text, err if rc else "", seconds)
-            for words, rc, text in zip(commands, codes, parts[0::2])
+            Completed(list(words), rc, text, complaint if rc else "", seconds)
+            for words, rc, text, complaint in zip(commands, codes, wrote, said)
         ]
 
     def _connected(self) -> LastingShell:
@@ -343,10 +348,10 @@ def look(
     for answer in (pool, listed):
         if answer.rc != 0 and "does not exist" not in answer.stderr and "no such pool" not in answer.stderr:
             raise failed(side.where, answer.argv, answer.stderr)
-    around = dict(line.split("\t") for line in listed.stdout.splitlines())
+    around = {name: rest for name, *rest in (line.split("\t") for line in listed.stdout.splitlines())}
     set_aside = sorted(name for name in around if is_aside(name, top)) if asides else []
-    available = around.get(top, around.get(parent, "0"))
     there = top in around
+    available, _encryption = around.get(top, around.get(parent, ("0", "off")))
     if mounts and found[2].rc != 0:
         raise failed(side.where, MOUNTS, found[2].stderr)
     return View(
@@ -356,13 +361,14 @@ def look(
         version=parse_version(version.stdout),
         datasets=read_datasets(side, top, found[0], found[1]) if there else {},
         parent=parent in around,
+        encrypts=around.get(parent, ("0", "off"))[1] != "off",
         available=int(available) if available.isdigit() else 0,
         aside=look_datasets(side, set_aside[-1], recursive, copied) if set_aside else {},
         mounts=parse_mounts(found[2].stdout) if mounts else {},
     )
 
 
-LIST = ("zfs", "list", "-Hp", "-d", "1", "-t", "filesystem,volume", "-o", "name,available")
+LIST = ("zfs", "list", "-Hp", "-d", "1", "-t", "filesystem,volume", "-o", "name,available,encryption")
 MOUNTS = ("zfs", "list", "-Hp", "-t", "filesystem", "-o", "mounted,mountpoint,name")
 
 

@@ -106,12 +106,14 @@ def _keep(count: object = None, days: object = None) -> Keep:
 @dataclass(frozen=True)
 class Server:
     """What the server of this node is now: primary, standby or down (then `why`). `streaming`: who streams from it;
-    `fed`: whether itself receives WAL, or replays it from an archive."""
+    `receives`: whether a standby has WAL streamed to it; `restores`: whether it has a restore_command, which does not
+    tell whether an archive answers; `lsn`: how far it has replayed, or written."""
 
     role: str
     why: str = ""
     streaming: tuple[str, ...] = ()
-    fed: bool = True
+    receives: bool = True
+    restores: bool = False
     system_identifier: str = ""
     version: int = 0
     lsn: str = ""
@@ -119,12 +121,20 @@ class Server:
     others: tuple[str, ...] = ()  # its tablespaces
 
 
-def turn(wanted: str, server: Server, peers: Iterable[str]) -> tuple[bool, str]:
-    """Whether this node takes the snapshot, and why. (Pure.)"""
+def turn(wanted: str, server: Server, peers: Iterable[str], newest: Mapping[str, Any]) -> tuple[bool, str]:
+    """Whether this node takes the snapshot, and why. `newest`: what was recorded of the last one, empty when there is
+    none. (Pure.)"""
     if server.role == "down":
         return False, f"its server takes no connections: {server.why}"
-    if server.role == "standby" and wanted == "standby" and not server.fed:
-        return False, "it is a standby that receives nothing, so what it has is old: see status.yml"
+    if server.role == "standby" and wanted == "standby" and not server.receives:
+        if not server.restores:
+            return False, "it is a standby that receives nothing, so what it has is old: see status.yml"
+        # It may replay from an archive: then it gets on.
+        if newest.get("lsn") and server.lsn in ("", newest["lsn"]):
+            return False, (
+                f"it is a standby that has replayed nothing since {newest.get('snapshot')} ({newest['lsn']}), so "
+                "another snapshot would hold the same: see status.yml, and whether its archive answers"
+            )
     if server.role == wanted:
         return True, f"it is {'the primary' if wanted == 'primary' else 'a standby'}, as zfs_backup_from wants it"
     if wanted == "primary":
@@ -141,8 +151,8 @@ _ASK = """SET search_path = pg_catalog; SELECT json_build_object(
   'system_identifier', (SELECT system_identifier::text FROM pg_control_system()),
   'version', current_setting('server_version_num')::int / 10000,
   'libraries', current_setting('shared_preload_libraries'),
-  'fed', NOT pg_is_in_recovery() OR current_setting('restore_command') <> ''
-      OR EXISTS (SELECT FROM pg_stat_wal_receiver WHERE status = 'streaming'),
+  'receives', EXISTS (SELECT FROM pg_stat_wal_receiver WHERE status = 'streaming'),
+  'restores', current_setting('restore_command') <> '',
   'streaming', (SELECT json_agg(application_name) FROM pg_stat_replication WHERE state = 'streaming'),
   'tablespaces', (SELECT json_agg(pg_tablespace_location(oid)) FROM pg_tablespace
       WHERE pg_tablespace_location(oid) <> '')
@@ -163,7 +173,8 @@ def ask(instance: Instance) -> Server:
     return Server(
         "standby" if said["in_recovery"] else "primary",
         streaming=tuple(said["streaming"] or ()),
-        fed=said["fed"],
+        receives=said["receives"],
+        restores=said["restores"],
         system_identifier=said["system_identifier"],
         version=said["version"],
         lsn=said["lsn"] or "",
@@ -210,7 +221,7 @@ def back_up(config: BackupConfig, *, check_mode: bool = False) -> dict[str, Any]
 
 def _work(config: BackupConfig, backup: Backup, check_mode: bool) -> dict[str, Any]:
     server = ask(config.node)
-    mine, reason = turn(backup.wanted, server, config.peers)
+    mine, reason = turn(backup.wanted, server, config.peers, _newest(config))
     done: dict[str, Any] = {
         "node": config.node.name,
         "changed": mine,
@@ -244,6 +255,8 @@ def _work(config: BackupConfig, backup: Backup, check_mode: bool) -> dict[str, A
             status_file=config.status,
         )
         done.update({key: told[key] for key in TOLD}, lsn=server.lsn)
+        # Held by runs that were killed before anything had arrived: no other one is under way.
+        done["released"] = sorted({one["snapshot"].partition("@")[2] for one in told["stale_holds"]})
         if check_mode:
             return done
         made = look(here, config.dataset, recursive=False).datasets[""].named(told["snapshot"])
@@ -257,14 +270,17 @@ def _work(config: BackupConfig, backup: Backup, check_mode: bool) -> dict[str, A
             account=config.node.account,
             bin_directory=config.node.bin_directory,
             data_directory=real,
-            paths=dict(paths),
+            paths={below: os.path.normpath(path) for below, path in paths.items()},
             libraries=server.libraries,
             lsn=server.lsn,
             taken=done["taken"],
         )
         _note(there, backup.dataset, note, told["snapshot"])
         # Not before: without its note a copy cannot be restored.
-        left = work(here, there, (config.dataset, backup.dataset), replace(want(backup.keep), state="pruned"))
+        wanted = want(backup.keep)
+        for name in done["released"]:  # else they would keep room in the node's own pool for ever
+            work(here, there, (config.dataset, backup.dataset), replace(wanted, state="released", snapshot=name))
+        left = work(here, there, (config.dataset, backup.dataset), replace(wanted, state="pruned"))
         done["pruned"] = [*done["pruned"], *left["pruned"]]
     return done
 
@@ -322,15 +338,21 @@ def recorded(done: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _record(config: BackupConfig, backup: Backup, news: Mapping[str, Any]) -> None:
+    at = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
+    kept = {"newest": _newest(config) or None}
+    record = {**kept, **news, "at": at, "late_after": _late_after(backup.on_calendar)}
+    write_durably(config.record, json.dumps(record, indent=1) + "\n", mode=0o644)
+
+
+def _newest(config: BackupConfig) -> dict[str, Any]:
+    """What was recorded of the last snapshot that arrived; empty when there is none."""
     try:
         with open(config.record, encoding="utf-8") as file:
             before = json.load(file)
     except (OSError, ValueError):  # the first one, or what a crash of the disk left
-        before = {}
-    at = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
-    kept = {"newest": before.get("newest")} if isinstance(before, dict) else {}
-    record = {**kept, **news, "at": at, "late_after": _late_after(backup.on_calendar)}
-    write_durably(config.record, json.dumps(record, indent=1) + "\n", mode=0o644)
+        return {}
+    found = before.get("newest") if isinstance(before, dict) else None
+    return found if isinstance(found, dict) else {}
 
 
 def _late_after(on_calendar: str) -> Optional[float]:
@@ -369,8 +391,11 @@ def sentences(done: Mapping[str, Any]) -> Sequence[str]:
         )
     if done["renamed"]:
         said.append(f"what was there has nothing in common with it any more, and is kept as {done['renamed']}")
+    would_be = "would be " if done["check_mode"] else ""
+    if done["released"]:
+        names = ", ".join(done["released"])
+        said.append(f"{would_be}released for retention: {names}, held by an earlier run and needed by nobody")
     gone = [one["snapshot"] for one in done["pruned"] if one["side"] == "destination"]
     if gone:
-        begun = "would be removed" if done["check_mode"] else "removed"
-        said.append(f"{begun} of the copy, by zfs_backup_keep: {', '.join(gone)}")
+        said.append(f"{would_be}removed of the copy, by zfs_backup_keep: {', '.join(gone)}")
     return said

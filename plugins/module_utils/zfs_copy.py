@@ -13,6 +13,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Optional
@@ -23,6 +24,7 @@ from .zfs import HARMLESS, Dataset, Side, Snapshot, View, failed, look, parse_ge
 # Of backups. A colon is in no prefix of a rebuild (zfs_layout.prefix_of), so that neither is ever taken for the other.
 PREFIX = "hotspare:backup"
 NOTE = "hotspare:restore"
+TEXTS = "node role system_identifier account bin_directory data_directory libraries lsn".split()
 PROPERTIES = {"canmount": "noauto", "mountpoint": "none", "readonly": "on", **HARMLESS}  # looked at in a clone only
 
 
@@ -51,11 +53,41 @@ class Note:
 
 
 def read_note(text: str) -> Optional[Note]:
-    """None for what is not one of ours."""
+    """None for what is not one of ours: whoever may write to the copy can have put anything there, and root mounts and
+    starts what it says."""
     try:
-        return Note(**json.loads(base64.b64decode(text, validate=True)))
-    except (ValueError, TypeError):
+        note = Note(**json.loads(base64.b64decode(text, validate=True)))
+    except (ValueError, TypeError, RecursionError):
         return None
+    return note if _is_sound(note) else None
+
+
+def _is_sound(note: Note) -> bool:
+    """Whether each field is of its type, and each path leads down only. (Pure.)"""
+    texts = [getattr(note, name) for name in TEXTS]
+    return (
+        all(isinstance(one, str) and "\0" not in one for one in texts)
+        and type(note.version) is int  # not bool
+        and type(note.taken) in (int, float)
+        and 0 <= note.taken < 1 << 40  # NaN is not
+        and isinstance(note.paths, dict)
+        and all(_is_below(name) and _is_path(path) for name, path in note.paths.items())
+        and _is_path(note.data_directory)
+    )
+
+
+def _is_below(name: str) -> bool:
+    return name == "" or (name.startswith("/") and ".." not in name.split("/"))
+
+
+def _is_path(path: object) -> bool:
+    """Absolute, in normal form, and not the root. normpath() leaves two slashes at the beginning as they are."""
+    return (
+        isinstance(path, str)
+        and not set(path) & {"\n", "\0"}
+        and re.match("/[^/]", path) is not None
+        and os.path.normpath(path) == path
+    )
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,11 @@ class Zfs:
     login: Login
     prefix: str
     status_file: Optional[str] = None
+    source_wal: Optional[str] = None  # where the primary's WAL lies; None: not known
+
+    def others(self, tablespaces: Iterable[str]) -> list[str]:
+        """What belongs to the primary besides its data directory."""
+        return [*tablespaces, *([self.source_wal] if self.source_wal else [])]
 
 
 def prefix_of(name: str) -> str:

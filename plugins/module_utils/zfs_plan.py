@@ -129,6 +129,7 @@ class _Planning:
         check_source(self.source, self.want)
         check_sending(self.source, self.target, self.want)
         self._tokens()
+        self._prune(SOURCE, self.want.keep_source, self.want.snapshot)  # of runs that failed: else they fill the pool
         while True:
             begun = self._begun()
             if begun is None:
@@ -241,6 +242,9 @@ class _Planning:
             mine = ours is not None and (
                 theirs.came_from == ours.guid or (to is not None and self.want.prefix in to.holds)
             )
+            if not mine and theirs.came_from and self.want.in_the_way == "rename":
+                self._abort(below, f"{token.toname or 'what it is of'} is of another source than {self.source.where}")
+                continue
             if ours is None or not mine:
                 raise Refusal(
                     f"{self.there.called(below)} holds a half-received stream of {token.toname or 'something'} that is "
@@ -259,6 +263,7 @@ class _Planning:
         if not open_:
             return
         self._require_forward(point)
+        self._require_name(point, open_)
         if self._left_aside(point):
             self._branch(point)
         bases, obstacles = self._way(point, open_)
@@ -295,6 +300,16 @@ class _Planning:
                 raise Refusal(
                     f"{self.there.called(below)} has {newer.name} already, which is newer than {point.name}, and "
                     "nothing is sent back in time: name no `snapshot`, or one that is newer"
+                )
+
+    def _require_name(self, point: _Point, open_: Iterable[str]) -> None:
+        """Refusal when the destination has something else of that name."""
+        for below in open_:
+            theirs = self.there.datasets.get(below)
+            if theirs is not None and theirs.named(point.name) is not None:
+                raise Refusal(
+                    f"{self.there.called(below)} has another snapshot {point.name}, of another GUID: name another "
+                    "`snapshot`, or see what that one is"
                 )
 
     def _newer(self, point: _Point, below: str) -> Optional[Snapshot]:
@@ -405,11 +420,12 @@ class _Planning:
         continued."""
         aside = self.there.aside
         awake = [one.name for one in aside.values() if one.mounted or one.canmount == "on"]
-        for name in sorted((one.name for one in aside.values() if one.mounted), reverse=True):
-            self._do("unmount", TARGET, ["zfs", "unmount", name], [name], "it is not in use any more")
-        if awake:
+        if awake:  # in one session with the rename
             quiet = ["zfs", "set", "canmount=noauto", *awake]
             self._do("quiet", TARGET, quiet, awake, "else the next boot mounts it where the new one belongs")
+        mounted = [one for one in aside.values() if one.mounted]
+        for one in sorted(mounted, key=lambda one: one.mountpoint.count("/"), reverse=True):  # inner ones first
+            self._do("unmount", TARGET, ["zfs", "unmount", one.name], [one.name], "it is not in use any more")
         # What was promoted already is not with the old one any more.
         both = {
             below: replace(one, snapshots=(*self._own(below), *one.snapshots))
@@ -433,6 +449,7 @@ class _Planning:
                 for one in both[below].snapshots
                 if one.createtxg <= base.createtxg
             ]
+            kept += [one for one in self._own(below) if one.createtxg > base.createtxg]  # somebody took them since
             branched = there or replace(both[below], name=name, written=0, token=None)
             self._put(below, replace(branched, snapshots=tuple(kept), origin=""))
 
@@ -479,7 +496,8 @@ class _Planning:
         arrived = replace(
             arrived, holds=frozenset(), userrefs=0, made="", moment="", cloned=False, creation=self._created(one)
         )
-        new = Dataset(target, "filesystem", "", flags=flags, came_from=ours.guid, encryption="?")
+        encryption = "on" if "w" in flags or self.there.encrypts else "off"
+        new = Dataset(target, "filesystem", "", flags=flags, came_from=ours.guid, encryption=encryption)
         self._put(below, replace(theirs or new, token=None, written=0, snapshots=(*before, arrived)))
 
     def _expected(self, ours: Dataset, base: Optional[Snapshot]) -> Optional[int]:
@@ -524,9 +542,11 @@ class _Planning:
             if found is not None:
                 arrived[below] = found
         unmarked = [
-            replace(found, made=self.want.prefix, moment=point.members[below].moment)
-            for below, found in arrived.items()
-            if not found.made and point.members[below].made == self.want.prefix
+            replace(found, made=self.want.prefix, moment=ours.moment)
+            for below in arrived
+            for found in self.there.datasets[below].snapshots  # also of a run that was killed when it had sent it
+            for ours in [self._sent_as(point, below, found)]
+            if not found.made and ours and ours.made == self.want.prefix
         ]
         for note, found_ in itertools.groupby(sorted(unmarked, key=_note), _note):
             for batch in batches(sorted(map(str, found_))):
@@ -547,6 +567,12 @@ class _Planning:
                         here.append(mine)
         self._release(TARGET, there, reason)  # in one session with the holds
         self._release(SOURCE, here, reason)
+
+    def _sent_as(self, point: _Point, below: str, found: Snapshot) -> Optional[Snapshot]:
+        """What a snapshot of the destination is on the source."""
+        if found.name == point.name:
+            return point.members[below]
+        return self.source.datasets[below].find(found.guid) if found.guid else None
 
     def _common_name(self, view: View) -> str:
         """The newest snapshot of ours, which a chain may go on from."""
@@ -585,6 +611,11 @@ class _Planning:
                 subjects = [f"{dataset.name}@{name}" for name in batch]
                 argv = ["zfs", "destroy", f"{dataset.name}@{','.join(batch)}"]
                 self._do("destroy", side, argv, subjects, reason)
+        left = {
+            below: replace(dataset, snapshots=tuple(one for one in dataset.snapshots if one.name not in gone))
+            for below, dataset in view.datasets.items()
+        }
+        self._see(side, left)
 
     def _is_ours(self, name: str, found: Iterable[Snapshot]) -> bool:
         """By its name and by what was noted when it was made: a name alone anybody can choose."""
@@ -650,10 +681,13 @@ class _Planning:
                 others = [one for one in dataset.snapshots if one.name != snapshot.name]
                 ordered = sorted([*others, snapshot], key=lambda one: one.createtxg)
                 datasets[below] = replace(dataset, snapshots=tuple(ordered))
+        self._see(side, datasets)
+
+    def _see(self, side: str, datasets: Mapping[str, Dataset]) -> None:
         if side == SOURCE:
-            self.source = replace(view, datasets=datasets)
+            self.source = replace(self.source, datasets=datasets)
         else:
-            self.target = replace(view, datasets=datasets)
+            self.target = replace(self.there, datasets=datasets)
 
     def _put(self, below: str, dataset: Dataset) -> None:
         self.target = replace(self.there, datasets={**self.there.datasets, below: dataset})

@@ -165,12 +165,14 @@ def require_room(target: View, needed: int) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def possible_flags(source: View, target: View) -> str:
-    """Of zfs send, for blocks as they are: L large, e embedded, c compressed, if the destination can store them."""
-    flags = ""
+def possible_flags(source: View, target: View, below: str) -> str:
+    """Of zfs send, for blocks as they are: L large, e embedded, c compressed, if the destination can store them. What
+    is encrypted there has no embedded ones."""
+    flags, theirs = "", target.datasets.get(below) or target.datasets.get("")
+    encrypted = theirs.encryption != "off" if theirs else target.encrypts
     if target.pool.offers("large_blocks"):
         flags += "L"
-    if target.pool.offers("embedded_data"):
+    if target.pool.offers("embedded_data") and not encrypted:
         flags += "e"
     ways = [name for name, state in source.pool.features.items() if name.endswith("_compress") and state == "active"]
     if all(target.pool.offers(way) for way in ways):
@@ -184,7 +186,7 @@ def chain_flags(source: View, target: View, below: str, want: Want) -> str:
     encrypted = ours.encryption != "off"
     raw = bool(want.raw) and encrypted
     begun = theirs is not None and bool(theirs.snapshots)
-    possible = possible_flags(source, target)
+    possible = possible_flags(source, target, below)
     if not begun or theirs is None:
         return "w" if raw else possible
     was_raw = "w" in theirs.flags if theirs.flags is not None else theirs.encryption != "off" and raw
@@ -199,6 +201,8 @@ def chain_flags(source: View, target: View, below: str, want: Want) -> str:
     flags = theirs.flags if theirs.flags is not None else ours.flags  # this was the destination once, before a cutover
     if flags is None or "w" in flags:
         return possible
+    if theirs.encryption != "off":
+        flags = flags.replace("e", "")
     if not set(flags) <= set(possible):
         raise Refusal(
             f"{target.called(below)} was received with the flags -{flags} of zfs send, and the pool {target.pool.name} "

@@ -18,6 +18,7 @@ import os
 import pwd
 import re
 import shutil
+import stat
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -47,6 +48,7 @@ POLL_SECONDS = 0.2
 DESTROY_TRIES = 10
 AMCHECK_SINCE = 14
 SYSTEM_ACCOUNTS = 999  # the highest uid of a service's account, SYS_UID_MAX in login.defs(5)
+PROGRAMS = ("postgres", "pg_ctl", "pg_controldata", "pg_amcheck")  # that are started
 LIBRARIES = re.compile(r"([\w.-]+|\$libdir/[\w.-]+)?(\s*,\s*([\w.-]+|\$libdir/[\w.-]+))*")
 # Of the data directory besides, what tells the server what the live one is to do.
 SETTINGS_FILES = ("postgresql.auto.conf",)
@@ -134,7 +136,7 @@ def restore_test(dataset: str, check: str) -> dict[str, Any]:
 def programs(note: Note, check: str) -> str:
     """Where PostgreSQL's programs of that version are on this host. HotspareError."""
     for directory in (f"{DEBIAN_ROOT}/{note.version}/bin", note.bin_directory):
-        if os.path.exists(f"{directory}/postgres"):
+        if os.path.isabs(directory) and os.path.exists(f"{directory}/postgres"):
             break
     else:
         raise HotspareError(
@@ -142,13 +144,15 @@ def programs(note: Note, check: str) -> str:
             f"postgresql-{note.version} here; no cluster is needed"
         )
     # The note is the other host's word.
-    if os.stat(f"{directory}/postgres").st_uid != 0:
-        raise HotspareError(f"{directory}/postgres does not belong to root: install postgresql-{note.version} here")
+    directory = os.path.realpath(directory)
+    for path in (directory, *(f"{directory}/{name}" for name in PROGRAMS)):
+        if os.path.exists(path) and not _is_roots(path):
+            raise HotspareError(f"{path} does not belong to root alone: install postgresql-{note.version} here")
     try:
         account = pwd.getpwnam(note.account)
     except KeyError:
         raise HotspareError(f"this host has no account {note.account}, which the server ran as: make it here") from None
-    if not 0 < account.pw_uid <= SYSTEM_ACCOUNTS:
+    if not _is_service(account.pw_uid):
         raise HotspareError(
             f"{note.account}, which the server ran as, is no account of a service on this host (uid {account.pw_uid}), "
             f"so nothing is started as it: make it one, with a uid up to {SYSTEM_ACCOUNTS}"
@@ -161,6 +165,16 @@ def programs(note: Note, check: str) -> str:
     if check == "amcheck" and not os.path.exists(f"{directory}/pg_amcheck"):
         raise HotspareError(f"{directory} has no pg_amcheck (it is there since PostgreSQL {AMCHECK_SINCE}): say count")
     return directory
+
+
+def _is_roots(path: str) -> bool:
+    """Whether root alone may write there."""
+    found = os.stat(path)
+    return found.st_uid == 0 and not found.st_mode & (0o002 if found.st_gid == 0 else 0o022)
+
+
+def _is_service(uid: int) -> bool:
+    return 0 < uid <= SYSTEM_ACCOUNTS
 
 
 def _tested(side: Side, place: Place, copy: Copy, instance: Instance, check: str) -> dict[str, Any]:
@@ -201,7 +215,10 @@ def _tested(side: Side, place: Place, copy: Copy, instance: Instance, check: str
 
 
 def _clone(side: Side, place: Place, copy: Copy) -> None:
-    """All datasets, mounted below a directory of ours, outer ones first."""
+    """All datasets, mounted below a directory of ours, outer ones first. HotspareError before one is mounted
+    elsewhere."""
+    for was in copy.note.paths.values():
+        require_below(place, was)
     os.makedirs(place.mnt)
     for below in copy.below:  # sorted: a dataset is after the one that it is in
         origin = f"{copy.dataset}{below}@{copy.name}"
@@ -215,8 +232,24 @@ def _clone(side: Side, place: Place, copy: Copy) -> None:
         }
         words = [word for key, value in options.items() for word in ("-o", f"{key}={value}")]
         side.run("zfs", "clone", *words, origin, f"{place.clone}{below}")
-    for below, _path in sorted(copy.note.paths.items(), key=lambda item: item[1].count("/")):
+    for below, was in sorted(copy.note.paths.items(), key=lambda item: item[1].count("/")):
+        where = place.inside(was)
+        if os.path.realpath(where) != where:  # mount(8) follows a link that lies in an outer one
+            raise HotspareError(
+                f"{where} leads to {os.path.realpath(where)} by a link, so {place.clone}{below} was not mounted there: "
+                "see who has put that link in the snapshot"
+            )
         side.run("zfs", "mount", f"{place.clone}{below}")
+
+
+def require_below(place: Place, path: str) -> None:
+    """HotspareError unless what the live server had at `path` is mounted below our directory. (Pure.)"""
+    where = place.inside(path)
+    if os.path.normpath(where) != where or not where.startswith(f"{place.mnt}/"):
+        raise HotspareError(
+            f"the note of the snapshot says that a dataset was mounted at {path!r}, which is not below {place.mnt} in "
+            "the clone: nothing was cloned; see who may write to that copy"
+        )
 
 
 def clean(side: Side, place: Place, *, keep_log: bool = False) -> None:
@@ -450,9 +483,16 @@ def _stop_all(mounted: Iterable[str]) -> None:
         for folder, folders, files in os.walk(root):
             if "PG_VERSION" in files and "global" in folders:
                 folders[:] = []
+                owner = os.stat(folder).st_uid
+                # What is in a snapshot is the other host's word, as its note is: no pipe is read, no link followed,
+                # no program from elsewhere started, and none as root.
+                if not stat.S_ISREG(os.lstat(f"{folder}/PG_VERSION").st_mode) or not _is_service(owner):
+                    continue
                 version = (read_text(f"{folder}/PG_VERSION") or "").strip()
+                if not re.fullmatch("[0-9]+", version):
+                    continue
                 try:
-                    account = pwd.getpwuid(os.stat(folder).st_uid).pw_name
+                    account = pwd.getpwuid(owner).pw_name
                 except KeyError:
                     continue  # of another host: nobody has started it here
                 instance = Instance("the clone", folder, f"{DEBIAN_ROOT}/{version}/bin", account=account)

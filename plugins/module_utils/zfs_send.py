@@ -17,10 +17,10 @@ from datetime import datetime, timezone
 from typing import Any, Optional
 
 from .shell import HotspareError, write_durably
-from .zfs import Side, Snapshot, Stage, View, failed, look, parse_estimate, parse_get
+from .zfs import Side, Snapshot, View, failed, look, parse_estimate, parse_get
 from .zfs_plan import SOURCE, TARGET, Command, Plan, Send, Step, make_plan
 from .zfs_refusals import Want, require_atomic, require_room
-from .zfs_stream import flow
+from .zfs_stream import flow, require_plain
 
 ZSTD = ("zstd", "-q", "-1", "-T0", "-c")
 UNZSTD = ("zstd", "-q", "-d", "-c")
@@ -28,13 +28,15 @@ MBUFFER = ("mbuffer", "-q", "-m", "128M")  # the receiver stops for each transac
 WORTHWHILE = 64 << 20  # bytes, from which on to compress and a look for the program pay
 BUFFERED = 1 << 30  # bytes, from which on a buffer does
 
-# What zfs receive says of a token that is outdated: one that was cut off from its sender ends when its host notices,
-# which may be after we have looked.
-OUTDATED = "contains partially-complete state"
+# What zfs receive says while another one is still at work there: one that was cut off from its sender ends when its
+# host notices, and only then the token is its last.
+BUSY = "contains partially-complete state"
+BUSY_SECONDS = 120.0  # TCP tells it in that time, when the network is back
+BUSY_PAUSE = 3.0
 
 GET = ("zfs", "get", "-Hp", "-o", "name,property,value,source")
 
-Flow = Callable[[Sequence[Stage], Sequence[Stage], Callable[[int], None]], int]
+Flow = Callable[..., int]  # zfs_stream.flow
 
 
 @dataclass
@@ -58,25 +60,33 @@ def work(
     status_file: Optional[str] = None,
     now: Optional[datetime] = None,
     transfer: Flow = flow,
+    patience: float = BUSY_SECONDS,
 ) -> dict[str, Any]:
     """Bring about what is wanted between the datasets `names`; the module's result. HotspareError, with the same facts.
 
-    In check mode the same is decided, and estimated.
+    In check mode the same is decided, and estimated. `patience`: seconds for a receive of an earlier run to end.
     """
-    for again in (False, True):
+    deadline = time.monotonic() + patience
+    while True:
         work = _Work(source, target, names, want, now or datetime.now(timezone.utc), status_file, transfer)
         try:
             work.look()
             work.estimate()
             if not check_mode:
                 work.do()
-            break
+            return work.record()
         except HotspareError as error:
-            if OUTDATED in str(error.facts.get("stderr", "")) and not again:
+            busy = BUSY in str(error.facts.get("stderr", ""))
+            if busy and time.monotonic() < deadline:
+                time.sleep(BUSY_PAUSE)
                 continue
+            if busy and target:
+                error.message = (
+                    f"a zfs receive of an earlier run, which lost its sender, is still at work on {target.where}: it "
+                    "ends when sshd there notices (ClientAliveInterval in sshd_config), or end it, and run this again"
+                )
             error.facts.update({**work.record(), **error.facts})
             raise
-    return work.record()
 
 
 class _Work:
@@ -121,12 +131,23 @@ class _Work:
         for one in self.sent:
             if one.step.guid:
                 one.estimated = self._asked(one.step)
+            elif one.estimated is None:
+                one.estimated = self._foreseen(one.step)
         self._require_room()
 
     def _asked(self, step: Send) -> Optional[int]:
         verb, *rest = step.send[1:]
         done = self.sides[SOURCE].run("zfs", verb, "-nvP", *rest)
         return parse_estimate(done.stdout + "\n" + done.stderr)
+
+    def _foreseen(self, step: Send) -> Optional[int]:
+        """Of a snapshot that is not there yet: up to the newest that is, and what was written since."""
+        dataset = self.views[SOURCE].datasets[step.below]
+        newest = next((str(one) for one in reversed(dataset.snapshots) if one.guid), None)
+        if newest is None or newest == step.base:
+            return None
+        asked = self._asked(replace(step, send=(*step.send[:-1], newest)))
+        return None if asked is None else asked + dataset.written
 
     def _require_room(self) -> None:
         if TARGET not in self.views:
@@ -220,7 +241,9 @@ class _Work:
             self.progress.tell(one)
 
         try:
-            tell(self.transfer(before, after, tell))
+            # What another host sends is received here as root.
+            checked = {"head": require_plain} if source.login is not None else {}
+            tell(self.transfer(before, after, tell, **checked))
         finally:
             one.seconds = time.monotonic() - began
 
@@ -246,7 +269,8 @@ class _Work:
         return next(one for one in self.sent if one.planned is planned)
 
     def _let_go(self) -> None:
-        """Release what this run has held for streams of which nothing has arrived: nobody would ask for it again."""
+        """Release what this run has held for streams of which nothing has arrived: nobody would ask for it again, and
+        the next run gives it up."""
         if any(isinstance(step, Send) for step in self.done) or TARGET not in self.sides:
             return
         with contextlib.suppress(HotspareError):
@@ -254,21 +278,11 @@ class _Work:
             view = look(self.sides[TARGET], self.names[TARGET], recursive=deep)
             if any(one.token for one in view.datasets.values()):
                 return
-            new = {
-                subject
-                for step in self.done
-                if isinstance(step, Command) and step.act == "snapshot"
-                for subject in step.subjects
-            }
-            for step in self.done:
-                if (
-                    isinstance(step, Command)
-                    and step.act == "hold"
-                    and step.side == SOURCE
-                    and new & set(step.subjects)
-                ):
-                    held = [subject for subject in step.subjects if subject in new]
-                    self.sides[SOURCE].run("zfs", "release", self.want.prefix, *held)
+            commands = [step for step in self.done if isinstance(step, Command) and step.side == SOURCE]
+            new = [one for step in commands if step.act == "snapshot" for one in step.subjects]
+            held = [one for step in commands if step.act == "hold" for one in step.subjects if one in new]
+            if held:
+                self.sides[SOURCE].run("zfs", "release", self.want.prefix, *held)
 
     # --- tell --------------------------------------------------------------------------------------------------------
 

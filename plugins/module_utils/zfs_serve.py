@@ -16,14 +16,17 @@ from dataclasses import dataclass, field
 from typing import Any, Optional
 
 from .config_file import read_config_file
-from .lasting_shell import AFTER, ENDED, STOP, script
+from .lasting_shell import AFTER, CODE, ENDED, STOP, script
 from .shell import PATH, HotspareError
 from .zfs import ENVIRONMENT, FLAGS, FROM, LABEL, MADE, MOUNTS, NAME, SNAPSHOT_NAME, Side, decode
 from .zfs_copy import NOTE
+from .zfs_plan import ONCE
 from .zfs_send import MBUFFER, UNZSTD, ZSTD
+from .zfs_stream import copy, makes_dataset, read_head, require_plain, widen
 
 LONGEST = 1 << 20  # characters of a command
 NEW = r"\d{8}T\d{6}Z"
+STDIN = 0  # of this process
 
 
 @dataclass(frozen=True)
@@ -157,7 +160,7 @@ def rules(config: Serve) -> list[str]:
     found = [
         _rule("zfs version"),
         _rule("zpool get -Hp -o property,value all", _any(pools)),
-        _rule("zfs list -Hp -d 1 -t filesystem,volume -o name,available", _any(parents)),
+        _rule("zfs list -Hp -d 1 -t filesystem,volume -o name,available,encryption", _any(parents)),
         _rule(
             f"zfs get -Hp {columns}",
             r"(-r|-d\n[01])",
@@ -176,9 +179,17 @@ def rules(config: Serve) -> list[str]:
         settings = [f"{re.escape(key)}={re.escape(value)}" for key, value in config.properties.items()]
         settings += [rf"{re.escape(key)}=[\w.-]+" for key in config.copied]
         settings += [rf"{FROM}=\d+", rf"{FLAGS}=\w*"]
-        options = rf"(\n-o\n{_any(settings)})*"
+        options = rf"(\n-o\n{_any(settings)})"
+        below = _trees(config.receive, rf"(/{part})+")
+        once = {key: value for key, value in config.properties.items() if key in ONCE}
+        # What may be made, and with what: the outermost dataset has all properties, those below inherit what they can.
+        new = [
+            (_all(config.properties) + options + "+", _any(tops[: len(config.receive)])),
+            (_all(once) + options + "+", below),
+        ]
         found += [
-            _rule("zfs receive -s -u") + options + rf"\n{inner}",
+            _rule("zfs receive -s -u", inner),  # what is there already: _receive sees to that
+            *(_rule("zfs receive -s -u") + rf"{given}\n{name}" for given, name in new),
             _rule("zfs receive -A", inner),
             _rule(f"zfs set {MADE}=") + rf"{prefix}/[\w-]+" + rf"(\n{inner}@{part})+",
             rf"zfs\nset\n{NOTE}=[A-Za-z0-9+/=]+\n{inner}@{prefix}-{NEW}",
@@ -188,7 +199,7 @@ def rules(config: Serve) -> list[str]:
                 "|".join(rf"zfs\nrename\n{top}\n{top}-aside-{NEW}" for top in tops[: len(config.receive)]),
                 _rule("zfs unmount", aside),
                 _rule("zfs set canmount=noauto") + rf"(\n{aside})+",
-                _rule("zfs clone") + options + rf"\n{aside}@{part}\n{inner}",
+                *(_rule("zfs clone") + rf"{given}\n{aside}@{part}\n{name}" for given, name in new),
                 _rule("zfs promote", inner),
             ]
     if config.send:
@@ -207,6 +218,12 @@ def rules(config: Serve) -> list[str]:
 
 def _rule(words: str, *patterns: str) -> str:
     return r"\n".join([*words.split(" "), *patterns])
+
+
+def _all(properties: Mapping[str, str]) -> str:
+    """That the options which follow have each of these, and where the dataset comes from."""
+    settings = [*(f"{re.escape(key)}={re.escape(value)}" for key, value in properties.items()), rf"{FROM}=\d+"]
+    return "".join(rf"(?=(\n.*)*\n-o\n{setting}\n)" for setting in settings)
 
 
 def _trees(names: Sequence[str], below: str) -> str:
@@ -244,8 +261,9 @@ def _run_all(config: Serve, line: Line) -> None:
         except HotspareError as error:
             sys.stderr.write(f"{error.message}\n")
             rc = 127  # as sh
-        sys.stdout.write(f"={rc}=\n")
-        sys.stdout.flush()
+        for stream in (sys.stdout, sys.stderr):
+            stream.write(CODE.format(rc))
+            stream.flush()
         if rc and line.stop:
             break
     for stream in (sys.stdout, sys.stderr):
@@ -254,26 +272,23 @@ def _run_all(config: Serve, line: Line) -> None:
 
 
 def _run(pipeline: Sequence[Sequence[str]], stdin: Optional[int] = None) -> int:
-    """As bash with pipefail: the exit code of the last program that failed, or 0."""
-    environment = {"PATH": PATH, "LC_ALL": "C"}
+    """As bash with pipefail: the exit code of the last program that failed, or 0. What `zfs receive` reads of the other
+    host goes through our hands."""
+    *before, last = pipeline
     running: list[subprocess.Popen[bytes]] = []
+    source = stdin
     try:
-        for number, words in enumerate(pipeline):
-            previous = running[-1].stdout if running else None
-            last = number == len(pipeline) - 1
-            running.append(
-                subprocess.Popen(
-                    list(words),
-                    stdin=previous if running else stdin,
-                    stdout=None if last else subprocess.PIPE,
-                    cwd="/",
-                    env=environment,
-                )
-            )
-            if previous is not None:
-                previous.close()
-    except OSError as error:
-        raise HotspareError(f"cannot run {pipeline[len(running)][0]}: {error.strerror}; install it here") from error
+        for words in before:
+            running.append(_start(words, source, subprocess.PIPE))
+            source = _output(running)
+        if list(last[:2]) == ["zfs", "receive"] and list(last[2:3]) != ["-A"] and stdin is None:
+            _receive(last, STDIN if source is None else source, running)
+        else:
+            running.append(_start(last, source, None))
+    except HotspareError:
+        for process in running:
+            process.kill()
+        raise
     finally:
         for process in running:
             if process.stdout is not None:
@@ -281,6 +296,48 @@ def _run(pipeline: Sequence[Sequence[str]], stdin: Optional[int] = None) -> int:
         codes = [process.wait() for process in running]
     failed = [code for code in codes if code != 0]
     return (failed[-1] if failed[-1] > 0 else 128 - failed[-1]) if failed else 0
+
+
+def _start(words: Sequence[str], stdin: Optional[int], stdout: Optional[int]) -> subprocess.Popen[bytes]:
+    environment = {"PATH": PATH, "LC_ALL": "C"}
+    try:
+        return subprocess.Popen(list(words), bufsize=0, stdin=stdin, stdout=stdout, cwd="/", env=environment)
+    except OSError as error:
+        raise HotspareError(f"cannot run {words[0]}: {error.strerror}; install it here") from error
+
+
+def _output(running: Sequence[subprocess.Popen[bytes]]) -> int:
+    """What the last one writes; the one before it is to notice when that one has ended."""
+    *before, last = (process.stdout for process in running)
+    for pipe in before:
+        if pipe is not None:
+            pipe.close()
+    if last is None:
+        raise AssertionError("it is a pipe")
+    widen(last.fileno())
+    return last.fileno()
+
+
+def _receive(words: Sequence[str], source: int, running: list[subprocess.Popen[bytes]]) -> None:
+    """HotspareError, before `zfs receive` is started, for a stream that would bring what the key may not give."""
+    head = read_head(source, _untold)
+    require_plain(head)
+    if "-o" not in words and makes_dataset(head):
+        raise HotspareError(
+            f"this key may not make {words[-1]} without the properties in the configuration of its forced command: "
+            "send it with these"
+        )
+    receiver = _start(words, subprocess.PIPE, None)
+    running.append(receiver)
+    if receiver.stdin is None:
+        raise AssertionError("it is a pipe")
+    with receiver.stdin as sink:
+        widen(sink.fileno())
+        copy(source, sink.fileno(), _untold, head, attentive=True)
+
+
+def _untold(_count: int) -> None:
+    """How far a stream is, its sender tells."""
 
 
 def asked() -> Optional[str]:

@@ -80,6 +80,11 @@ options:
           - The same on the primary.
           - The default is O(zfs.dataset).
         type: str
+      source_wal_directory:
+        description:
+          - Where the WAL of the primary lies (RV(hotspare.postgresql.pg_replication_state#module:node.wal_directory)).
+          - With it, WAL outside of the dataset is noticed before anything is touched; without it, in the copy.
+        type: path
       host:
         description:
           - The primary's host, as ssh reaches it.
@@ -127,6 +132,7 @@ options:
     description:
       - V(auto) takes the least that is right. V(follow) and V(rewind) are refused where they are not right, V(zfs)
         where it is not possible, V(basebackup) is always possible. The guards hold for all of them.
+      - With O(zfs) a V(basebackup) that would lie on another file system than ZFS is made only if it is asked for.
       - V(copy) takes V(zfs) where that is possible, else V(basebackup), so that what the node had is kept as it is.
       - Some nodes are refused by V(auto) because they may hold what the primary has lost. V(copy) replaces these, too.
     type: str
@@ -355,7 +361,8 @@ def _zfs(given: Mapping[str, Any], upstream: Upstream) -> Zfs:
         given["host"] or upstream.host, *(given[key] for key in ("port", "account", "identity", "known_hosts"))
     )
     source = given["source_dataset"] or given["dataset"]
-    return Zfs(given["dataset"], source, login, prefix_of(upstream.application_name), given["status_file"])
+    prefix = prefix_of(upstream.application_name)
+    return Zfs(given["dataset"], source, login, prefix, given["status_file"], given["source_wal_directory"])
 
 
 def main() -> None:
@@ -378,6 +385,7 @@ def main() -> None:
                 options=dict(
                     dataset=dict(type="str", required=True),
                     source_dataset=dict(type="str"),
+                    source_wal_directory=dict(type="path"),
                     host=dict(type="str"),
                     port=dict(type="int", default=22),
                     account=dict(type="str", default="root"),

@@ -233,6 +233,11 @@ node:
       type: str
       returned: always
       sample: /var/lib/postgresql/17/main
+    wal_directory:
+      description: Where its WAL lies, elsewhere when C(pg_wal) is a symbolic link. V(null) where there is no data.
+      type: str
+      returned: always
+      sample: /var/lib/postgresql/17/main/pg_wal
     major_version:
       description: The major version that made the data.
       type: int

@@ -63,6 +63,7 @@ def node(name: str, role: str, **facts: Any) -> dict[str, Any]:
         "reason": None,
         "data": "cluster",
         "data_directory": "/var/lib/postgresql/17/main",
+        "wal_directory": "/var/lib/postgresql/17/main/pg_wal",
         "major_version": 17,
         "system_identifier": SYSTEM,
         "timeline": 1,

@@ -328,6 +328,29 @@ def test_a_mount_point_is_not_rewound_where_zfs_is_possible():
     assert decision.method == "rewind"
 
 
+def test_what_a_run_that_died_has_set_aside_is_not_rewound():
+    local = old_primary(FORK, copy=Copy(None, "all is sent", "full", 1 << 50, begun=True))
+    decision = choose_method(local, new_primary())
+    assert (decision.method, "set aside by a run that died" in decision.skipped["rewind"]) == ("zfs", True)
+
+
+@pytest.mark.parametrize(
+    ("torn", "wanted", "method"),
+    [
+        (True, "auto", "refuse"),
+        (False, "auto", "basebackup"),
+        (True, "basebackup", "basebackup"),
+        (True, "copy", "basebackup"),
+    ],
+)
+def test_what_belongs_on_zfs_is_put_nowhere_else_unless_somebody_says_so(torn, wanted, method):
+    new = old_primary(FORK, data="absent", role="absent", position=None, torn_pages=torn)
+    decision = choose_method(replace(new, copy=Copy("db1 cannot be reached")), new_primary(), wanted)
+    assert decision.method == method
+    assert method != "refuse" or "(db1 cannot be reached), and a base backup would not lie on ZFS" in decision.reason
+    assert choose_method(new, new_primary(), wanted).method == "basebackup", "no dataset is named"
+
+
 def test_without_full_page_writes_only_zfs_will_do():
     for torn in (True, False):
         local, source = old_primary(FORK, torn_pages=torn), new_primary(full_page_writes=False)

@@ -122,7 +122,7 @@ def test_with_full_page_writes_off_a_record_holds_whole_pages(hosts, records, go
 
 def test_no_standby_is_made_of_what_is_encrypted(hosts):
     hosts.there.data["tank/pg/wal"].encryption = "aes-256-gcm"
-    assert hosts.assess().obstacle == "tank/pg/wal on db1 is encrypted, and only a base backup is made of such a one"
+    assert hosts.assess().obstacle == "tank/pg/wal on db1 is encrypted, and of such a one only base backups are made"
 
 
 @pytest.mark.parametrize("linked", [False, True])
@@ -176,6 +176,23 @@ def test_another_cluster_in_the_same_dataset_is_an_obstacle(hosts):
 def test_a_placed_copy_is_of_the_primary_as_it_is_now(monkeypatch, mark, ours):
     monkeypatch.setattr(Side, "run", lambda _side, *words, check: Completed(list(words), 0, f"{mark}\n", "", 0.0))
     assert rebuild_zfs_look.placed(ZFS, SOURCE, "hotspare_db2") is ours
+
+
+def test_wal_that_is_elsewhere_is_noticed_before_anything_is_sent(hosts):
+    inside, elsewhere = (replace(ZFS, source_wal=path) for path in (f"{hosts.top}/wal/main", "/nvme/wal"))
+    assert rebuild_zfs_look.assess(inside, SOURCE, hosts.data, "hotspare_db2").obstacle is None
+    obstacle = rebuild_zfs_look.assess(elsewhere, SOURCE, hosts.data, "hotspare_db2").obstacle
+    assert str(obstacle).startswith("/nvme/wal is not in tank/pg on db1 or below it")
+
+
+def test_a_run_that_died_at_the_swap_is_continued(hosts):
+    """Renamed, and mounted still."""
+    name = "tank/pg-aside-20260101T000000Z"
+    Path(hosts.top, "pg/17/main").mkdir(parents=True)
+    hosts.here.make(name)
+    hosts.here.make(f"{name}/data", own={"mountpoint": f"{hosts.top}/pg/17"}, mounted=True)
+    copy = hosts.assess()
+    assert (copy.obstacle, copy.begun) == (None, True)
 
 
 def test_what_lies_where_the_copy_belongs_is_an_obstacle(hosts):

@@ -189,6 +189,15 @@ def test_a_connection_that_is_lost_meanwhile(near):
         near.run("sh", "-c", "kill -9 $PPID; kill -9 $(ps -o ppid= $PPID)")
 
 
+def test_the_one_that_ran_when_it_was_lost_is_named(near, monkeypatch):
+    killed = ("sh", "-c", "kill -9 $PPID; kill -9 $(ps -o ppid= $PPID)")
+    with pytest.raises(HotspareError, match="sh -c on db2 failed: (Killed|it printed nothing)"):
+        near.run_all([("true",), killed])
+    monkeypatch.setattr(zfs, "LOOK_SECONDS", 0.2)
+    with pytest.raises(HotspareError, match=r"sleep 9 on db2 took longer than 0\.4 s"):
+        near.run_all([("true",), ("sleep", "9")])
+
+
 def test_what_takes_too_long_is_ended(near, monkeypatch, tmp_path):
     monkeypatch.setattr(zfs, "LOOK_SECONDS", 0.2)
     with pytest.raises(HotspareError, match="sleep 1 on db2 took longer than 0.4 s and was ended"):
@@ -212,6 +221,41 @@ def test_many_commands_there(near, stop):
     ][: 2 if stop else 3]
     assert [done.argv for done in found] == [list(words) for words in COMMANDS[: len(found)]]
     assert near.run("cat").stdout == ""  # the lines that follow are for the shell alone
+
+
+def fails(said: str, rc: int = 1) -> tuple[str, ...]:
+    """A command that says this as it is, and fails."""
+    return ("sh", "-c", f"printf %s {shlex.quote(said)} >&2; exit {rc}")
+
+
+def test_what_one_says_is_not_taken_for_what_another_says(near):
+    """By "not currently mounted" and "does not exist" a failure is passed over, which of one that is busy it must not
+    be."""
+    unmounted, busy = "cannot unmount '/a': not currently mounted\n", "cannot unmount '/b': pool or dataset is busy"
+    found = near.run_all([fails(unmounted), ("sh", "-c", "echo ok; echo careful >&2"), fails(busy, 2), fails("")])
+    assert [(done.rc, done.stdout, done.stderr) for done in found] == [
+        (1, "", unmounted),
+        (0, "ok\n", ""),
+        (2, "", busy),
+        (1, "", ""),
+    ]
+    (one,) = near.run_all([fails(busy), ("echo", "x")], stop=True)
+    assert one.stderr == busy
+
+
+def test_texts_without_a_new_line_stay_as_they_are(near):
+    found = near.run_all([("printf", "%s", "a"), ("printf", "%s", "\n\n"), ("true",), ("printf", "%s", "b\n=x=")])
+    assert [done.stdout for done in found] == ["a", "\n\n", "", "b\n=x="]
+
+
+def test_where_it_is_not_certain_who_said_what_it_failed(near, monkeypatch):
+    for text in ("b\n=0=", "\n=0=\n"):
+        with pytest.raises(HotspareError, match="printf %s on db2 failed: it printed nothing"):
+            near.run_all([("printf", "%s", text)])
+    shell = near._connected()
+    monkeypatch.setattr(shell, "ask", lambda _line, _timeout: ("\n=1=\n\n=1=\n", "does not exist\n=1=\nis busy"))
+    with pytest.raises(HotspareError, match="zfs b on db2 failed: is busy; "):
+        near.run_all([("zfs", "a"), ("zfs", "b")])
 
 
 def test_what_ssh_says_of_something_else_is_not_waited_for(near):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ NODES = st.sampled_from(["db1", "db2", "db3", "pg_receivewal"])
     st.sets(NODES),
 )
 def test_somebody_takes_it_and_who_does_not_says_why(wanted, role, streaming, peers):
-    mine, reason = turn(wanted, Server(role, why="it is down", streaming=streaming), peers)
+    mine, reason = turn(wanted, Server(role, why="it is down", streaming=streaming), peers, {})
     assert reason
     assert not (mine and role == "down")
     assert mine or role != wanted
@@ -51,14 +52,41 @@ def test_somebody_takes_it_and_who_does_not_says_why(wanted, role, streaming, pe
 
 
 def test_the_reasons():
-    assert turn("standby", Server("primary", streaming=("db2", "x")), ["db2", "db3"]) == (
+    assert turn("standby", Server("primary", streaming=("db2", "x")), ["db2", "db3"], {}) == (
         False,
         "it is the primary, and db2 streams from it: that is where snapshots are taken",
     )
-    assert turn("standby", Server("primary"), ["db2"])[1].endswith("no standby streams from it")
-    taken, why = turn("standby", Server("standby", fed=False), ["db2"])
+    assert turn("standby", Server("primary"), ["db2"], {})[1].endswith("no standby streams from it")
+    taken, why = turn("standby", Server("standby", receives=False), ["db2"], {})
     assert (taken, why.startswith("it is a standby that receives nothing")) == (False, True)
-    assert turn("primary", Server("standby"), ["db2"]) == (False, "it is a standby, and zfs_backup_from is primary")
+    assert turn("primary", Server("standby"), ["db2"], {}) == (False, "it is a standby, and zfs_backup_from is primary")
+
+
+NEWEST = {"snapshot": "hotspare:backup-20261122T010000Z", "lsn": "0/5000060"}
+
+
+@pytest.mark.parametrize(
+    ("lsn", "newest", "gets_on"),
+    [
+        ("0/5000060", {}, True),
+        ("0/5000060", {"lsn": ""}, True),
+        ("0/5000061", NEWEST, True),
+        ("0/4000000", NEWEST, True),  # of another timeline, once it was rebuilt
+        ("0/5000060", NEWEST, False),
+        ("", NEWEST, False),
+    ],
+)
+def test_a_standby_that_only_an_archive_feeds_has_to_get_on(lsn, newest, gets_on):
+    """restore_command alone says nothing: an archive that does not answer feeds nobody."""
+    server = Server("standby", receives=False, restores=True, lsn=lsn)
+    mine, reason = turn("standby", server, ["db1"], newest)
+    assert mine is gets_on
+    if not gets_on:
+        assert reason.startswith(
+            "it is a standby that has replayed nothing since hotspare:backup-20261122T010000Z (0/5000060), so another "
+            "snapshot would hold the same"
+        )
+    assert turn("standby", replace(server, receives=True), ["db1"], newest)[0], "it streams: its primary is idle"
 
 
 UTC = """Normalized form: *-*-* *:00:00
@@ -168,6 +196,13 @@ def test_a_snapshot_is_sent_and_can_be_restored_from_what_is_noted_of_it(lab):
     assert lab.record["late_after"] == 1795323600
 
 
+def test_paths_are_noted_as_they_are_read(lab):
+    """zfs set takes a mountpoint with a slash at its end."""
+    lab.here.data["tank/pg/data"].own["mountpoint"] = f"{lab.where}/data/"
+    lab.run()
+    assert newest(Here(lab.vault, "here"), "vault/pg/db2").note.paths["/data"] == str(lab.where / "data")
+
+
 def test_the_next_ones_send_what_changed_and_old_ones_go(lab):
     for count in range(4):
         done = lab.run(keep={"count": 2})
@@ -214,6 +249,52 @@ def test_who_has_no_turn_does_nothing_and_keeps_what_is_known(lab):
     assert lab.record["state"] == "skipped"
     assert lab.record["newest"]["snapshot"] == "hotspare:backup-20261122T010000Z"
     assert sentences(done) == [f"db2 takes no snapshot: {done['reason']}"]
+
+
+def test_a_standby_whose_archive_does_not_answer_takes_no_snapshot_of_the_same_again(lab):
+    lab.server = replace(lab.server, receives=False, restores=True)
+    lab.run()
+    done = lab.run()
+    assert (done["mine"], lab.record["state"], lab.checkpoints) == (False, "skipped", 1)
+    assert "has replayed nothing since hotspare:backup-20261122T010000Z (0/5000060)" in lab.record["reason"]
+    assert lab.run(check_mode=True)["mine"] is False
+    assert lab.record["newest"]["snapshot"] == "hotspare:backup-20261122T010000Z", "how old it is can still be told"
+    lab.server = replace(lab.server, lsn="0/6000000")
+    assert (lab.run()["mine"], lab.record["newest"]["lsn"]) == (True, "0/6000000")
+    (lab.where / "record").write_text('{"newest": 1}', encoding="utf-8")
+    assert lab.run()["mine"], "nothing is known of an earlier one"
+
+
+def test_what_runs_that_were_killed_have_held_is_released_and_removed(lab):
+    """Else it would fill the node's own pool, which holds every block that has changed since."""
+    lab.run()
+    dead = [f"hotspare:backup-20261122T01{minute}00Z" for minute in (10, 20)]
+    for name in dead:
+        wanted = replace(zfs_backup.want(None), state="snapshotted", snapshot=name)
+        work(Here(lab.here, "here"), None, ("tank/pg", ""), wanted)
+    assert len(lab.here.data["tank/pg/wal"].snaps) == 3
+    before = repr([lab.here.data, lab.vault.data])
+    assert f"would be released for retention: {', '.join(dead)}, held by" in sentences(lab.run(check_mode=True))[2]
+    assert repr([lab.here.data, lab.vault.data]) == before
+    done = lab.run()
+    assert done["released"] == dead
+    assert f"released for retention: {', '.join(dead)}, held by an earlier run and needed by nobody" in sentences(done)
+    gone = {one["snapshot"] for one in done["pruned"] if one["side"] == "source"}
+    assert {f"tank/pg{below}@{name}" for below in ("", "/data", "/wal") for name in dead} <= gone
+    for below in ("", "/data", "/wal"):
+        assert [one.name for one in lab.here.data[f"tank/pg{below}"].snaps] == [done["snapshot"]]
+        held = [one.name for one in lab.vault.data[f"vault/pg/db2{below}"].snaps if one.holds]
+        assert held == [done["snapshot"]], "the base of the next one"
+    done = lab.run()
+    assert (done["kind"], done["released"]) == ("incremental", [])
+
+
+def test_holds_of_somebody_else_stay(lab):
+    lab.run()
+    lab.here.data["tank/pg/wal"].snaps[0].holds.add("somebody")
+    done = lab.run()
+    assert done["released"] == []
+    assert [one.holds for one in lab.here.data["tank/pg/wal"].snaps] == [{"somebody"}, {"hotspare:backup"}]
 
 
 def test_a_failure_is_noted_and_the_next_run_goes_on(lab):

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import base64
+import os
 import re
 from dataclasses import replace
 
@@ -17,7 +19,14 @@ from ansible_collections.hotspare.postgresql.plugins.module_utils.zfs import (
     Snapshot,
     View,
 )
-from ansible_collections.hotspare.postgresql.plugins.module_utils.zfs_copy import PREFIX, Note, alone, choose, read_note
+from ansible_collections.hotspare.postgresql.plugins.module_utils.zfs_copy import (
+    PREFIX,
+    TEXTS,
+    Note,
+    alone,
+    choose,
+    read_note,
+)
 from ansible_collections.hotspare.postgresql.plugins.module_utils.zfs_layout import prefix_of
 from ansible_collections.hotspare.postgresql.plugins.module_utils.zfs_serve import Serve, permit
 from hypothesis import given
@@ -38,17 +47,70 @@ NOTE = Note(
 )
 
 
-@given(st.text(), st.text(), st.dictionaries(st.text(), st.text()))
-def test_a_note_is_read_as_it_was_written(node, libraries, paths):
-    note = replace(NOTE, node=node, libraries=libraries, paths=paths)
+PART = st.text(st.characters(exclude_characters="/\0\n", exclude_categories=["Cs"]), min_size=1)
+PATHS = st.lists(PART.filter(lambda part: part not in (".", "..")), min_size=1).map(lambda parts: f"/{'/'.join(parts)}")
+TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]))
+
+
+@given(TEXT, TEXT, st.dictionaries(st.just("") | PATHS, PATHS), PATHS)
+def test_a_note_is_read_as_it_was_written(node, libraries, paths, directory):
+    note = replace(NOTE, node=node, libraries=libraries, paths=paths, data_directory=directory)
     written = note.written()
     assert re.fullmatch(r"[A-Za-z0-9+/=]+", written)
     assert read_note(written) == note
 
 
-@pytest.mark.parametrize("text", ["-", "", "e30=", "W10=", "bm90IGpzb24=", "%%%"])
+@pytest.mark.parametrize("text", ["-", "", "e30=", "W10=", "bm90IGpzb24=", "%%%", base64.b64encode(b"[" * 6000)])
 def test_what_is_no_note_is_none(text):
     assert read_note(text) is None
+
+
+OUT = [
+    "/../../../etc/cron.d",
+    "/srv/../../etc",
+    "/srv/..",
+    "/srv/./data",
+    "/srv//data",
+    "/srv/data/",
+    "//etc",
+    "/",
+    "",
+    "srv",
+    "../etc",
+    "/srv/a\nb",
+    "/srv/a\0b",
+    None,
+    1,
+    ["/srv"],
+]
+
+
+@pytest.mark.parametrize("path", OUT)
+def test_a_path_that_leads_elsewhere_is_in_no_note_of_ours(path):
+    """Root mounts datasets there, below a directory of its own: `..` would lead out of that."""
+    assert read_note(replace(NOTE, paths={**NOTE.paths, "/data": path}).written()) is None
+    assert read_note(replace(NOTE, data_directory=path).written()) is None
+
+
+@given(st.lists(st.sampled_from(["/", ".", "..", "a", "\n"])).map("".join))
+def test_whatever_a_path_is_it_stays_inside(path):
+    note = read_note(replace(NOTE, paths={"": path}, data_directory=path).written())
+    assert note is None or os.path.normpath(f"/mnt{path}") == f"/mnt{path}"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({name: value} for name in TEXTS for value in (None, 1, ["x"], "a\0b")),
+        *({"version": value} for value in ("17", "../../../srv", 17.0, True, None)),
+        *({"taken": value} for value in ("1", True, None, -1.0, float("nan"), float("inf"), 10**400)),
+        *({"paths": value} for value in (None, [], "/srv", [["", "/srv"]])),
+        *({"paths": {name: "/srv"}} for name in ("data", "..", "/..", "/../x", "/a/../b")),
+    ],
+)
+def test_a_field_of_another_type_is_in_no_note_of_ours(changes):
+    assert read_note(replace(NOTE, **changes).written()) is None
+    assert read_note(NOTE.written()) == NOTE
 
 
 @given(st.text(min_size=1))

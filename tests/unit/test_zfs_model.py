@@ -151,7 +151,7 @@ class Pools(RuleBasedStateMachine):
         for host in (source, target):
             self._look(host)
         before = {host.pool: self._look(host) for host in (source, target)}
-        common = self._common(source, target)
+        common = self._common(side)
         left = [death]
 
         def dies() -> None:
@@ -190,8 +190,7 @@ class Pools(RuleBasedStateMachine):
             assert breaks and "incomplete stream" in error.message
         for host in (source, target):
             self._check(host, before[host.pool])
-        if common:
-            assert self._common(source, target), "nothing is common any more"
+        self._still_common(common, self._common(side))
         return result
 
     def _odd(self, side: str) -> bool:
@@ -223,25 +222,42 @@ class Pools(RuleBasedStateMachine):
         assert before["written"] <= contents, "what was written is gone"
         assert before["bookmarks"] == after["bookmarks"]
 
-    def _common(self, source: Host, target: Host) -> set[int]:
-        """What both sides hold of the outermost dataset, in the destination or in what was renamed of it."""
+    def _common(self, side: str) -> dict[str, set[tuple[int, str]]]:
+        """What both sides hold of each dataset that may be sent, in the destination or in what was renamed of it."""
         held = [
             {
-                snap.guid
+                (below, snap.guid, snap.name)
                 for name, one in host.data.items()
-                if re.fullmatch(rf"{host.pool}/{TOP}(-aside-\w+)?", name)
+                if (match := re.fullmatch(rf"{host.pool}/{TOP}(-aside-\w+?)?(|/.*)", name))
+                for below in [match[2]]
                 for snap in one.snaps
                 if "hotspare" in snap.holds
             }
-            for host in (source, target)
+            for host in self.hosts.values()
         ]
-        return held[0] & held[1]
+        top = self.name(side)
+        tree = [name[len(top) :] for name in self.hosts[side].data if name == top or name.startswith(f"{top}/")]
+        both = held[0] & held[1]
+        return {below: {(guid, name) for of, guid, name in both if of == below} for below in tree}
+
+    def _still_common(self, before: dict[str, set[tuple[int, str]]], after: dict[str, set[tuple[int, str]]]) -> None:
+        """Each dataset keeps a base, and one of the same name if they had one: else the next stream is a full one."""
+        had = [below for below, found in before.items() if found]
+        assert all(after[below] for below in had), "nothing is common any more"
+        if _shared(before, had):
+            assert _shared(after, had), "no name is common to all any more"
 
     @invariant()
     def names_are_their_own(self) -> None:
         for host in getattr(self, "hosts", {}).values():
             for name, one in host.data.items():
                 assert one.name == name
+
+
+def _shared(common: dict[str, set[tuple[int, str]]], of: list[str]) -> set[str]:
+    """Names that all of these datasets have in common with the other side."""
+    names = [{name for _guid, name in common[below]} for below in of]
+    return names[0].intersection(*names[1:]) if names else set()
 
 
 TestPools = Pools.TestCase

@@ -261,6 +261,125 @@ def test_what_is_in_use_stays_where_it_is(pair):
     assert pair.state() == before
 
 
+def mounted(pair: Pair) -> None:
+    """The destination is in use; what is inside of the other comes first by name."""
+    for name, path in (("backup/pg", "/srv/17"), ("backup/pg/wal", "/srv/17/main/pg_wal")):
+        pair.target.data[name].mounted = True
+        pair.target.data[name].own.update(mountpoint=path, canmount="on")
+        pair.target.write(name)
+
+
+def test_what_is_renamed_is_not_mounted_any_more_from_the_inside_out(pair):
+    pair.run()
+    mounted(pair)
+    # Outer ones come last by name, too.
+    pair.target.data["backup/pg"].own["mountpoint"], pair.target.data["backup/pg/wal"].own["mountpoint"] = (
+        "/srv/17/main/pg_wal",
+        "/srv/17",
+    )
+    plan = pair.plan(in_the_way="rename")
+    first = acts(plan).index("rename destination")
+    # A boot between the two would mount them where they were: both are told in one session.
+    assert acts(plan)[first : first + 4] == ["rename destination", "quiet destination", *["unmount destination"] * 2]
+    assert pair.run(in_the_way="rename")["kind"] == "incremental"
+    assert not any(one.mounted for one in pair.target.data.values())
+
+
+def test_a_run_that_was_killed_when_it_had_renamed_is_continued(pair):
+    pair.run()
+    mounted(pair)
+    pair.target._zfs_rename(["backup/pg", "backup/pg-aside-20261121T160100Z"])
+    assert acts(pair.plan(in_the_way="rename"))[:3] == ["quiet destination", *["unmount destination"] * 2]
+    assert pair.run(in_the_way="rename")["kind"] == "incremental"
+    assert pair.same()
+
+
+def test_runs_that_fail_do_not_fill_the_pool_of_the_source(pair):
+    pair.run()
+    pair.whole = lambda: False
+    for number in range(5):
+        if number % 2:  # nothing at all has arrived
+            pair.target.data["backup/pg"].partial = None
+        for name in TREE:
+            pair.source.write(name)
+        with pytest.raises(HotspareError, match="incomplete stream"):
+            pair.run(keep_source=Keep(count=1))
+        pair.target.data["backup/pg"].partial = None
+        for snap in (snap for name in TREE for snap in pair.source.data[name].snaps[1:]):
+            snap.holds.discard("hotspare")  # as where nothing has arrived
+    assert len(pair.source.data["tank/pg"].snaps) <= 3
+    pair.whole = lambda: True
+    assert pair.run(keep_source=Keep(count=1))["kind"] == "incremental"
+    assert len(pair.source.data["tank/pg"].snaps) == 1
+
+
+def test_what_was_sent_right_before_a_run_was_killed_is_ours(pair):
+    pair.run()
+    pair.run()
+    killed = pair.target.data["backup/pg"].snaps[-1].name
+    for name in ("backup/pg", "backup/pg/wal"):
+        pair.target.data[name].snaps[-1].made = ""
+    pair.run(keep_target=Keep(count=1))
+    assert killed not in {snap.name for snap in pair.target.data["backup/pg/wal"].snaps}
+
+
+def test_a_snapshot_that_is_not_there_yet_is_estimated(pair):
+    pair.run()
+    for name in TREE:
+        pair.source.write(name)
+        pair.source.snapshot(f"{name}@theirs")
+        pair.source.write(name)
+    assert pair.run(True)["estimated_bytes"] == 2 * (4096 + 4096)
+
+
+def test_what_is_encrypted_there_gets_no_embedded_blocks(pair):
+    pair.target.data["backup"].encryption = "aes-256-gcm"
+    assert {send.send[2] for send in pair.plan().sends} == {"-Lc"}
+    pair.run()
+    for name in ("backup/pg", "backup/pg/wal"):
+        pair.target.data[name].encryption = "aes-256-gcm"
+    assert {send.send[2] for send in pair.plan().sends} == {"-Lc"}
+
+
+@pytest.mark.parametrize("way", ["fail", "rename"])
+def test_a_name_that_is_taken_there_is_refused_before_anything_is_taken(pair, way):
+    pair.run(snapshot="seed")
+    for name in TREE:
+        pair.source.data[name].snaps.clear()
+    assert "has another snapshot seed, of another GUID" in pair.refused(snapshot="seed", in_the_way=way)
+
+
+def test_a_snapshot_of_somebody_on_a_branch_that_was_begun(pair):
+    pair.run()
+    pair.target.write("backup/pg")
+    aside = "backup/pg-aside-20261121T160100Z"
+    pair.target._zfs_rename(["backup/pg", aside])
+    pair.target._zfs_clone(["-o", "canmount=noauto", f"{aside}@{pair.target.data[aside].snaps[-1].name}", "backup/pg"])
+    pair.target.snapshot("backup/pg@theirs")
+    assert pair.run(in_the_way="rename")["kind"] == "incremental"
+    assert pair.same()
+    assert any(name.endswith("@theirs") for name in pair.target.names())
+
+
+@pytest.mark.parametrize("way", ["fail", "rename"])
+def test_what_another_source_of_ours_has_sent_in_part(pair, way):
+    """As where the primary was cut off in the middle of it, and another one sends now."""
+    pair.whole = lambda: False
+    with pytest.raises(HotspareError, match="incomplete stream"):
+        pair.run()
+    pair.whole = lambda: True
+    third = Host()
+    for name in TREE:
+        third.make(name)
+        third.write(name)
+    pair.source = third
+    if way == "fail":
+        assert "that is not ours" in pair.refused()
+    else:
+        assert acts(pair.plan(in_the_way=way))[0] == "abort destination"
+        assert pair.run(in_the_way=way)["kind"] == "full"
+
+
 def test_a_branch_that_a_run_had_begun_is_finished(pair):
     """Renamed, and then killed: before the clone, and between the clone and its promotion."""
     pair.run()

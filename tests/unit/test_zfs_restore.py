@@ -9,10 +9,12 @@ import os
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from ansible_collections.hotspare.postgresql.plugins.module_utils import zfs_restore
 from ansible_collections.hotspare.postgresql.plugins.module_utils.shell import HotspareError
+from ansible_collections.hotspare.postgresql.plugins.module_utils.zfs_copy import Copy
 from ansible_collections.hotspare.postgresql.plugins.module_utils.zfs_restore import (
     MARK,
     Place,
@@ -161,6 +163,95 @@ def test_a_link_to_nothing_is_found(clone):
         clone.require()
 
 
+# --- what a note and a snapshot say is the word of another host ------------------------------------------------------
+
+
+def a_copy(**paths: str) -> Copy:
+    found = {below and f"/{below}": path for below, path in paths.items()}
+    return Copy(PLACE.dataset, "hotspare:backup-x", replace(NOTE, paths=found), tuple(sorted(found)))
+
+
+class Recorded:
+    """A side on which every command succeeds; `mounts`: what a mount of a dataset shows."""
+
+    def __init__(self, mounts: dict[str, Any] | None = None) -> None:
+        self.ran: list[tuple[str, ...]] = []
+        self.mounts = mounts or {}
+
+    def run(self, *words: str) -> None:
+        self.ran.append(words)
+        if words[1] == "mount" and words[-1] in self.mounts:
+            self.mounts[words[-1]]()
+
+
+@pytest.mark.parametrize("path", ["/../../../etc/cron.d", "/srv/../../etc", "/..", "/", "//etc", "/srv/data/"])
+def test_a_mountpoint_outside_is_refused_before_anything_is_cloned(tmp_path, monkeypatch, path):
+    """Whatever read_note let through."""
+    monkeypatch.setattr(zfs_restore, "HOME", str(tmp_path / "test"))
+    side = Recorded()
+    with pytest.raises(HotspareError, match=f"was mounted at '{path}', which is not below .*: nothing was cloned"):
+        zfs_restore._clone(side, PLACE, a_copy(data="/srv/data", wal=path))
+    assert side.ran == []
+    assert not (tmp_path / "test").exists()
+
+
+def test_datasets_are_mounted_below_a_directory_of_ours(tmp_path, monkeypatch):
+    monkeypatch.setattr(zfs_restore, "HOME", str(tmp_path / "test"))
+    side = Recorded()
+    zfs_restore._clone(side, PLACE, a_copy(data="/srv/data", wal="/srv"))
+    points = [word for words in side.ran for word in words if word.startswith("mountpoint=")]
+    assert points == [f"mountpoint={PLACE.mnt}/srv/data", f"mountpoint={PLACE.mnt}/srv"]
+    assert [words[-1] for words in side.ran[2:]] == [f"{CLONE}/wal", f"{CLONE}/data"], "outer ones first"
+
+
+def test_a_link_in_an_outer_dataset_leads_no_mount_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.setattr(zfs_restore, "HOME", str(tmp_path / "test"))
+    (tmp_path / "etc").mkdir()
+
+    def shows() -> None:
+        os.makedirs(f"{PLACE.mnt}/srv")
+        os.symlink(tmp_path / "etc", f"{PLACE.mnt}/srv/data")
+
+    side = Recorded({f"{CLONE}/wal": shows})
+    with pytest.raises(HotspareError, match=f"srv/data leads to {tmp_path}/etc by a link, so {CLONE}/data was not mou"):
+        zfs_restore._clone(side, PLACE, a_copy(data="/srv/data", wal="/srv"))
+    assert [words[-1] for words in side.ran if words[1] == "mount"] == [f"{CLONE}/wal"]
+
+
+@pytest.mark.parametrize(
+    ("version", "owner", "stopped"),
+    [
+        ("17\n", 1, True),
+        ("../../../../srv/evil", 1, False),
+        ("17/../../../srv", 1, False),
+        ("", 1, False),
+        ("17", 0, False),
+        ("17", 65534, False),
+    ],
+)
+def test_what_a_snapshot_holds_starts_no_program_from_elsewhere_and_none_as_root(
+    tmp_path, monkeypatch, version, owner, stopped
+):
+    (tmp_path / "main/global").mkdir(parents=True)
+    (tmp_path / "main/PG_VERSION").write_text(version, encoding="utf-8")
+    os.chown(tmp_path / "main", owner, owner)
+    found = []
+    monkeypatch.setattr(zfs_restore, "processes", lambda _instance: [7])
+    monkeypatch.setattr(zfs_restore, "_stop", found.append)
+    zfs_restore._stop_all([str(tmp_path)])
+    expected = [(f"{zfs_restore.DEBIAN_ROOT}/17/bin", "daemon")] if stopped else []
+    assert [(one.bin_directory, one.account) for one in found] == expected
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: os.symlink("/proc/self/environ", path)])
+def test_a_version_that_is_no_file_is_not_read(tmp_path, monkeypatch, make):
+    (tmp_path / "main/global").mkdir(parents=True)
+    make(tmp_path / "main/PG_VERSION")
+    os.chown(tmp_path / "main", 1, 1)
+    monkeypatch.setattr(zfs_restore, "read_text", lambda path: pytest.fail(f"{path} is read"))
+    zfs_restore._stop_all([str(tmp_path)])
+
+
 def test_why_a_server_did_not_recover():
     log = """2026-11-22 LOG:  starting
 2026-11-22 03:00:00 UTC [7] FATAL:  WAL ends before consistent recovery point
@@ -220,6 +311,30 @@ def test_programs_of_somebody_are_not_started(tmp_path, monkeypatch):
     os.chown(tmp_path / "postgres", 1, 1)
     with pytest.raises(HotspareError, match="postgres does not belong to root"):
         programs(replace(NOTE, account="daemon", bin_directory=str(tmp_path)), "count")
+
+
+@pytest.mark.parametrize("name", ["pg_ctl", "pg_controldata", "pg_amcheck", ""])
+@pytest.mark.parametrize("spoil", [lambda path: os.chown(path, 1, 1), lambda path: os.chmod(path, 0o757)])
+def test_nor_are_programs_that_somebody_may_change(tmp_path, monkeypatch, name, spoil):
+    monkeypatch.setattr(zfs_restore, "DEBIAN_ROOT", str(tmp_path / "none"))
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    for program in ("postgres", "pg_ctl", "pg_controldata", "pg_amcheck"):
+        (theirs / program).touch(0o755)
+    note = replace(NOTE, account="daemon", bin_directory=str(theirs))
+    assert programs(note, "amcheck") == str(theirs)
+    spoil(theirs / name)
+    with pytest.raises(HotspareError, match="does not belong to root alone: install postgresql-17 here"):
+        programs(note, "amcheck")
+
+
+def test_programs_are_not_looked_for_where_we_are(tmp_path, monkeypatch):
+    monkeypatch.setattr(zfs_restore, "DEBIAN_ROOT", str(tmp_path / "none"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/postgres").touch()
+    with pytest.raises(HotspareError, match="this host has no PostgreSQL 17"):
+        programs(replace(NOTE, account="daemon", bin_directory="bin"), "count")
 
 
 def test_what_is_told():

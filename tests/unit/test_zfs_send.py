@@ -10,10 +10,12 @@ import threading
 from typing import Any
 
 import pytest
+from ansible_collections.hotspare.postgresql.plugins.module_utils import zfs_send
 from ansible_collections.hotspare.postgresql.plugins.module_utils.shell import HotspareError
 from ansible_collections.hotspare.postgresql.plugins.module_utils.zfs import Login, Stage
 from ansible_collections.hotspare.postgresql.plugins.module_utils.zfs_refusals import Want
 from ansible_collections.hotspare.postgresql.plugins.module_utils.zfs_send import BUFFERED, WORTHWHILE, work
+from ansible_collections.hotspare.postgresql.plugins.module_utils.zfs_stream import require_plain
 
 from .zfs_model import Here, Host, transfer
 
@@ -113,26 +115,28 @@ def test_what_was_interrupted_stays_held(both):
 
 
 @pytest.mark.parametrize("lasts", [False, True])
-def test_a_token_that_was_outdated_meanwhile_is_asked_for_again(both, lasts):
-    """The receive that was cut off had not ended when we looked."""
+def test_a_receive_that_lost_its_sender_is_waited_for(both, lasts, monkeypatch):
+    """It had not ended when we looked."""
+    monkeypatch.setattr(zfs_send, "BUSY_PAUSE", 0.01)
     with pytest.raises(HotspareError):
         both.run(transfer=transfer(both.source, both.target, lambda: False))
     sent = []
 
     def flow(before, after, tell):
         sent.append(before)
-        if lasts or len(sent) == 1:
+        if lasts or len(sent) < 4:
             raise HotspareError(
                 "it failed", stderr='destination backup/pg contains partially-complete state from "-s".'
             )
         return both.flow(before, after, tell)
 
     if lasts:
-        with pytest.raises(HotspareError, match="it failed"):
-            both.run(transfer=flow)
+        with pytest.raises(HotspareError) as caught:
+            both.run(transfer=flow, patience=0.1)
+        assert "which lost its sender, is still at work on " in caught.value.message
     else:
         assert both.run(transfer=flow)["kind"] == "resumed"
-    assert len(sent) == 2
+    assert len(sent) > 2
 
 
 @pytest.mark.parametrize("wrong", ["other", "token", "gone"])
@@ -215,7 +219,8 @@ def test_filters(both, monkeypatch, push, size, filters, packed, sent, received)
     monkeypatch.setattr(both.source, "_zfs_send", lambda words: f"size\t{size}\n")
     seen = []
 
-    def flow(before, after, tell):
+    def flow(before, after, tell, **checked):
+        assert checked == ({} if push else {"head": require_plain}), "what another host sends is looked at here"
         seen.append(([" ".join(stage.argv) for stage in before], [" ".join(stage.argv) for stage in after]))
         raise HotspareError("that is enough")
 

@@ -7,8 +7,13 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import shlex
+import signal
+import socket
+import subprocess
 import sys
+import time
 from typing import Any
 
 import pytest
@@ -21,6 +26,7 @@ from ansible_collections.hotspare.postgresql.plugins.module_utils.zfs_send impor
 from ansible_collections.hotspare.postgresql.plugins.module_utils.zfs_serve import Serve, parse, parse_line, permit
 
 from .test_zfs_plan import Pair
+from .test_zfs_stream import RESUMES, begin
 
 BOTH = Serve(
     prefix="hotspare",
@@ -151,6 +157,26 @@ def test_who_may_only_receive_may_not_send_nor_give_up():
         assert not permitted(config, words)
 
 
+GIVEN = "-o canmount=noauto -o readonly=on -o recordsize=8192 -o hotspare:from=7 -o hotspare:flags=Lec"
+
+
+def test_what_is_made_has_the_properties_of_the_configuration():
+    """Else it would be mounted where it inherits it, with what another host's root has put there."""
+    for make in ("zfs receive -s -u {} backup/pg{}", "zfs clone {} backup/pg-aside-20261121T160000Z@a backup/pg{}"):
+        assert permitted(BOTH, make.format(GIVEN, ""))
+        assert permitted(BOTH, make.format(GIVEN, "/wal"))
+        assert permitted(BOTH, make.format("-o hotspare:from=7 -o canmount=noauto", "/wal")), "the others it inherits"
+        for lacks in ("canmount=noauto", "readonly=on", "hotspare:from=7"):
+            assert not permitted(BOTH, make.format(GIVEN.replace(f"-o {lacks}", ""), ""))
+        for lacks in ("canmount=noauto", "hotspare:from=7"):
+            assert not permitted(BOTH, make.format(GIVEN.replace(f"-o {lacks}", ""), "/wal"))
+        assert not permitted(BOTH, make.format(f"{GIVEN} -o mountpoint=/etc", ""))
+        assert not permitted(BOTH, make.format(f"{GIVEN} -o canmount=on", ""))
+        assert not permitted(BOTH, make.format(GIVEN, "x"))
+    assert permitted(BOTH, "zfs receive -s -u backup/pg"), "of what is there already; the stream is looked at"
+    assert not permitted(BOTH, "zfs clone backup/pg-aside-20261121T160000Z@a backup/pg")
+
+
 def test_a_token_has_to_be_of_what_may_be_sent(monkeypatch):
     told = {"of-another": Token("", "1", "", "tank/other@x"), "good": Token("", "1", "2", "tank/pg@x")}
     told.update(forged=Token("", "3", "", "tank/pg@x"), base=Token("", "1", "3", "tank/pg@x"))
@@ -188,6 +214,8 @@ def test_it_reads_lines_and_no_other_script():
         "reboot; " + good,
         good.replace("version", "version; reboot"),
         good.replace("</dev/null", "</etc/shadow"),
+        good.replace('; echo >&2; echo "=$r=" >&2', ""),
+        good.replace(">&2", ">/etc/passwd"),
         "reboot\n",
         good[:-1],
         "\n",
@@ -223,6 +251,11 @@ def test_a_side_talks_to_it(config, tmp_path, monkeypatch):
             assert [(one.rc, one.stdout) for one in done] == [(0, "a b\n"), (0, ""), (1, ""), (0, "it's\n")]
             assert [one.rc for one in side.run_all([["false"], ["echo"]], stop=True)] == [1]
             assert not side.has("no-such-filter") and side.has("cat")
+            found = side.run_all([["cat", "/no/such/a"], ["no-such-filter"], ["echo"], ["cat", "/no/such/b"]])
+            assert [(one.rc, one.stdout) for one in found] == [(1, ""), (127, ""), (0, "\n"), (1, "")]
+            assert [one.stderr.count("\n") for one in found] == [1, 1, 0, 1]
+            assert "/no/such/a" in found[0].stderr and "cannot run no-such-filter" in found[1].stderr
+            assert "/no/such/b" in found[3].stderr
             with pytest.raises(HotspareError, match="echo x on db2 failed: this key may not run 'reboot'"):
                 side.run_all([["echo", "x"], ["reboot"]])
             assert shells[0].ended
@@ -290,3 +323,208 @@ def test_every_exit_code_counts(pipeline, code):
 def test_what_is_not_installed():
     with pytest.raises(HotspareError, match="cannot run no-such-program"):
         zfs_serve._run([["true"], ["no-such-program"]])
+
+
+# --- what is received ------------------------------------------------------------------------------------------------
+
+ZFS = """\
+#!/bin/sh
+echo "$*" >>started
+[ ! -e dies ] || { head -c 1 >/dev/null; echo cannot receive: out of space >&2; exit 3; }
+[ "$2" != -A ] || exit 0
+cat >got
+[ -s got ] || { echo cannot receive: failed to read from stream >&2; exit 1; }
+[ ! -e incomplete ] || { echo cannot receive: incomplete stream >&2; exit 1; }
+"""
+RECEIVING = """\
+import os, sys
+from ansible_collections.hotspare.postgresql.plugins.module_utils import zfs_serve
+from ansible_collections.hotspare.postgresql.plugins.module_utils.shell import HotspareError
+zfs_serve.PATH = sys.argv[3] + ":" + zfs_serve.PATH
+popen = zfs_serve.subprocess.Popen
+zfs_serve.subprocess.Popen = lambda *args, **options: popen(*args, **{**options, "cwd": sys.argv[3]})
+try:
+    sys.exit(zfs_serve.serve(sys.argv[1], sys.argv[2]))
+except HotspareError as error:
+    sys.exit(error.message)
+"""
+RECEIVE = ["zfs", "receive", "-s", "-u", "backup/pg"]
+NEW = [*RECEIVE[:-1], "-o", "hotspare:from=7", "backup/pg"]
+PLAIN = begin(base=5) + os.urandom(3_000_000)
+
+
+class Receiving:
+    """The forced command, with programs of this test in the place of zfs and mbuffer."""
+
+    def __init__(self, config: str, path: Any) -> None:
+        self.config, self.path = config, path
+        self.program("zfs", ZFS)
+        self.program("mbuffer", "#!/bin/sh\nexec cat\n")
+
+    def program(self, name: str, text: str) -> None:
+        (self.path / name).write_text(text, encoding="utf-8")
+        (self.path / name).chmod(0o755)
+
+    def start(self, *pipeline: Any, stdin: Any = subprocess.PIPE) -> subprocess.Popen[bytes]:
+        told = [*ENVIRONMENT, "bash", "-o", "pipefail", "-c", " | ".join(map(shlex.join, pipeline))]
+        told = told if len(pipeline) > 1 else [*ENVIRONMENT, *pipeline[0]]
+        argv = [sys.executable, "-c", RECEIVING, self.config, shlex.join(told), str(self.path)]
+        environment = {**os.environ, "PYTHONPATH": ":".join(sys.path)}
+        return subprocess.Popen(argv, stdin=stdin, stderr=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+
+    def run(self, *pipeline: Any, stdin: bytes) -> tuple[int, str]:
+        with self.start(*pipeline) as process:
+            _out, err = process.communicate(stdin, timeout=60)
+        return process.returncode, err.decode()
+
+    @property
+    def started(self) -> list[str]:
+        file = self.path / "started"
+        return file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+
+    @property
+    def got(self) -> bytes:
+        file = self.path / "got"
+        return file.read_bytes() if file.exists() else b""
+
+
+@pytest.fixture
+def receiving(config, tmp_path):
+    (tmp_path / "bin").mkdir()
+    return Receiving(config, tmp_path / "bin")
+
+
+FILTERS = [[], [MBUFFER], [UNZSTD], [UNZSTD, MBUFFER]]
+
+
+def sent(stream: bytes, filters: Any) -> bytes:
+    packed = UNZSTD in filters
+    return subprocess.run(ZSTD, input=stream, stdout=subprocess.PIPE, check=True).stdout if packed else stream
+
+
+@pytest.mark.parametrize("filters", FILTERS)
+@pytest.mark.parametrize("words", [RECEIVE, NEW])
+def test_a_plain_stream_arrives_as_it_is(receiving, filters, words):
+    assert receiving.run(*filters, words, stdin=sent(PLAIN, filters)) == (0, "")
+    assert receiving.got == PLAIN
+    assert receiving.started == [" ".join(words[1:])]
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("filters", FILTERS)
+def test_one_with_properties_never_reaches_zfs(receiving, filters, order):
+    stream = begin(2, order) + PLAIN
+    for words in (RECEIVE, NEW):
+        rc, said = receiving.run(*filters, words, stdin=sent(stream, filters))
+        assert rc == 1
+        assert "this stream carries properties or more than one snapshot (zfs send -p or -R)" in said
+    assert receiving.started == []
+
+
+def test_nor_what_is_no_stream(receiving):
+    rc, said = receiving.run(RECEIVE, stdin=b"no stream" * 9)
+    assert (rc, receiving.started) == (1, [])
+    assert "this is no stream of zfs send, it begins with b'no stream" in said
+
+
+@pytest.mark.parametrize("filters", [[], [MBUFFER]])
+def test_a_sender_that_goes_on_is_not_waited_for(receiving, filters):
+    """Whose stream is refused, the filters end, too."""
+    with receiving.start(*filters, RECEIVE) as process:
+        process.stdin.write(sent(begin(2) + os.urandom(20_000), filters))
+        process.stdin.flush()
+        assert process.wait(30) == 1
+        assert b"carries properties" in process.stderr.read()
+        process.stdin.close()
+
+
+@pytest.mark.parametrize("filters", [[], [MBUFFER]])
+def test_of_an_empty_one_zfs_says_so(receiving, filters):
+    assert receiving.run(*filters, RECEIVE, stdin=b"") == (1, "cannot receive: failed to read from stream\n")
+    assert receiving.got == b""
+
+
+@pytest.mark.parametrize("size", [1, 23, 30, 55, 56, 100_000])
+def test_of_one_that_was_cut_off_zfs_has_what_came(receiving, size):
+    (receiving.path / "incomplete").touch()
+    assert receiving.run(RECEIVE, stdin=PLAIN[:size]) == (1, "cannot receive: incomplete stream\n")
+    assert receiving.got == PLAIN[:size]
+
+
+@pytest.mark.parametrize("filters", [[], [MBUFFER]])
+def test_when_zfs_ends_early_it_ends_with_its_exit_code(receiving, filters):
+    """Also while the sender has nothing to send; a filter waits for more, as in a shell."""
+    (receiving.path / "dies").touch()
+    with receiving.start(*filters, RECEIVE) as process:
+        process.stdin.write(begin(base=5))
+        process.stdin.flush()
+        if filters:
+            assert select.select([process.stderr], [], [], 30)[0]
+            process.stdin.close()
+        assert process.wait(30) == 3
+        assert process.stderr.read() == b"cannot receive: out of space\n"
+        if not filters:
+            process.stdin.close()
+    rc, said = receiving.run(*filters, RECEIVE, stdin=PLAIN)
+    assert (rc, said) == (3, "cannot receive: out of space\n")
+
+
+def test_the_exit_code_of_a_filter_counts(receiving):
+    receiving.program("mbuffer", "#!/bin/sh\ncat\nexit 9\n")
+    assert receiving.run(MBUFFER, RECEIVE, stdin=PLAIN) == (9, "")
+    assert receiving.got == PLAIN
+    rc, said = receiving.run(UNZSTD, RECEIVE, stdin=b"not packed")
+    assert rc == 1 and "unsupported format" in said and "failed to read from stream" in said
+
+
+def test_where_the_sender_is_lost_nothing_stays(receiving):
+    """Its receive is interrupted as by a connection that is closed."""
+    (receiving.path / "incomplete").touch()
+    with receiving.start(RECEIVE) as process:
+        process.stdin.write(PLAIN[:1000])
+        process.stdin.flush()
+        until = time.monotonic() + 30
+        while not (receiving.started and receiving.got) and time.monotonic() < until:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        assert process.stderr.read() == b"cannot receive: incomplete stream\n"
+        process.stdin.close()
+    assert receiving.got == PLAIN[:1000]
+
+
+def test_what_comes_through_a_socket(receiving):
+    """As sshd gives one to the programs that it starts, unless it gives pipes."""
+    ours, theirs = socket.socketpair()
+    with receiving.start(RECEIVE, stdin=theirs) as process:
+        theirs.close()
+        with ours:
+            ours.sendall(PLAIN)
+            ours.shutdown(socket.SHUT_WR)
+            assert process.wait(30) == 0
+    assert receiving.got == PLAIN
+
+
+def test_what_makes_a_dataset_has_to_say_with_what(receiving):
+    for stream in (begin(), begin(base=5, flags=1)):
+        rc, said = receiving.run(RECEIVE, stdin=stream)
+        assert (rc, receiving.started) == (1, [])
+        assert (
+            "this key may not make backup/pg without the properties in the configuration of its forced command" in said
+        )
+    assert receiving.run(NEW, stdin=begin()) == (0, "")
+    assert receiving.run(RECEIVE, stdin=begin(features=RESUMES)) == (0, ""), "what an earlier run has made"
+    assert receiving.got == begin(features=RESUMES)
+
+
+def test_what_is_given_up_waits_for_no_stream(receiving):
+    with receiving.start(["zfs", "receive", "-A", "backup/pg"]) as process:
+        assert process.wait(30) == 0
+        process.stdin.close()
+    assert receiving.started == ["receive -A backup/pg"]
+
+
+def test_among_lines_nothing_is_received(receiving):
+    """What comes there are the lines themselves."""
+    rc, said = receiving.run(["sh"], stdin=2 * script([RECEIVE], False).encode())
+    assert (rc, receiving.got, len(receiving.started)) == (0, b"", 2)
+    assert said == 2 * "cannot receive: failed to read from stream\n\n=1=\n=.=\n"

@@ -150,7 +150,7 @@ class Host:
             return "".join("\t".join(row) + "\n" for row in rows)
         top = words[-1]
         inside = [d.name for d in self._under(top) if d.name == top or "/" not in d.name[len(top) + 1 :]]
-        return "".join(f"{name}\t{self.available}\n" for name in inside)
+        return "".join(f"{name}\t{self.available}\t{self.data[name].encryption}\n" for name in inside)
 
     def _zfs_get(self, words: list[str]) -> str:
         if "guid,createtxg" in words:  # of names
@@ -278,6 +278,9 @@ class Host:
         one = self.data[words[0]]
         if not one.mounted:
             raise No(f"cannot unmount '{words[0]}': not currently mounted")
+        inside = f"{one.own.get('mountpoint', 'none')}/"
+        if any(d.mounted and d.own.get("mountpoint", "none").startswith(inside) for d in self.data.values()):
+            raise No(f"cannot unmount '{words[0]}': pool or dataset is busy")
         one.mounted = False
 
     def _zfs_rename(self, words: list[str]) -> None:

@@ -116,7 +116,8 @@ def test_an_old_primary_that_diverged_comes_back_by_what_changed(lab, guests):
     with guests.cut_off(new):
         lab.sql(old, "INSERT INTO parting VALUES ('only the old one has this')")
         guests.cut_power(old)
-    lab.play("failover", "-e", f"target={new}", "-e", "mode=forced", "-e", f"confirm_unfenced={old}")
+    forced = ("-e", f"target={new}", "-e", "mode=forced", "-e", f"confirm_unfenced={old}")
+    lab.play("failover", *forced, "-e", '{"node_hurry": false}')  # no two seconds to reach an emulated machine
     lab.sql(new, "INSERT INTO parting VALUES ('and this only the new one')")
     guests.start()
     before = common(guests, old, new)[-1]
