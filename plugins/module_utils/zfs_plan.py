@@ -218,11 +218,20 @@ class _Planning:
         theirs = self.there.datasets.get(below)
         return theirs is not None and any(one.guid == guid for one in theirs.snapshots)
 
+    def _can_branch(self, below: str, guid: str) -> bool:
+        """Whether a run died when it had renamed the destination, of which a new one can branch off there."""
+        theirs = self.there.aside.get(below) if self.want.in_the_way == "rename" else None
+        return theirs is not None and any(one.guid == guid for one in theirs.snapshots)
+
     def _begun(self) -> Optional[_Point]:
         """A snapshot that an earlier run has sent in part, and that is newer than all that it has sent in full."""
         begun: list[_Point] = []
         for point in self._points():
-            arrived = [below for below, one in point.members.items() if self._arrived(below, one.guid)]
+            arrived = [
+                below
+                for below, one in point.members.items()
+                if self._arrived(below, one.guid) or self._can_branch(below, one.guid)
+            ]
             resumed = [below for below, one in point.members.items() if self.resumes.get(below) == one]
             if len(arrived) == len(point.members):
                 begun = []

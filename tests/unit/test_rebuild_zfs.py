@@ -9,6 +9,7 @@ import contextlib
 import os
 import pwd
 from dataclasses import replace
+from datetime import datetime, timezone
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,8 +27,9 @@ from ansible_collections.hotspare.postgresql.plugins.module_utils.zfs import (
     look,
 )
 from ansible_collections.hotspare.postgresql.plugins.module_utils.zfs_layout import EMPTIED, Label, Layout, Zfs
+from ansible_collections.hotspare.postgresql.plugins.module_utils.zfs_send import work
 
-from .zfs_model import Here, Host
+from .zfs_model import Crash, Here, Host, transfer
 
 LABEL = Label("7", 1, "hotspare_db2", "0/2000028", "0/2000100", "START WAL LOCATION: ...\n", "")
 SLOT = {"restart_lsn": "0/2000000"}
@@ -375,3 +377,41 @@ def test_a_dataset_that_somebody_else_holds_keeps_all_holds(monkeypatch):
     with pytest.raises(HotspareError, match="@b is held by nightly, which is not ours"):
         rebuild_zfs.remove_dataset("tank/pg-aside-x")
     assert said == []
+
+
+@pytest.mark.parametrize("death", range(0, 60, 2))
+def test_a_swap_that_is_killed_anywhere_is_continued(hosts, death):
+    """A node in use gets the next snapshot. Its command runs, or not, and then nothing more is done."""
+    now = datetime(2026, 1, 1, tzinfo=timezone.utc)
+    here, there = Here(hosts.here, "db2"), Here(hosts.there, "db1")
+    names = (ZFS.source_dataset, ZFS.dataset)
+
+    def send(node: Side, name: str, minute: int) -> dict:
+        told = rebuild_zfs_look.want(ZFS, "sent", name)
+        flow = transfer(hosts.there, hosts.here)
+        return work(there, node, names, told, now=now.replace(minute=minute), transfer=flow)
+
+    send(here, "first", 1)
+    for below, path in (("data", f"{hosts.top}/pg/17"), ("wal", f"{hosts.top}/pg/17/main/pg_wal")):
+        one = hosts.here.data[f"tank/pg/{below}"]
+        one.own.update(mountpoint=path, canmount="on")
+        one.mounted = True
+        hosts.here.write(one.name)
+        hosts.there.write(one.name)
+    left = [death]
+
+    def dies() -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise Crash
+
+    with contextlib.suppress(Crash):
+        send(Here(hosts.here, "db2", dies), "second", 2)
+    assert hosts.assess().obstacle is None
+    told = send(here, "second", 3)
+    assert told["kind"] in ("incremental", "none")
+    for below in ("", "/data", "/wal"):
+        assert hosts.here.data[f"tank/pg{below}"].snaps[-1].guid == hosts.there.data[f"tank/pg{below}"].snaps[-1].guid
+    asides = [one for name, one in hosts.here.data.items() if "-aside-" in name]
+    assert [one.own["canmount"] for one in asides if one.name.count("/") > 1] == ["noauto", "noauto"]
+    assert not any(one.mounted for one in asides)
