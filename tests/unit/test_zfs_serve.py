@@ -487,6 +487,7 @@ def test_where_the_sender_is_lost_nothing_stays(receiving):
         while not (receiving.started and receiving.got) and time.monotonic() < until:
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
+        assert select.select([process.stderr], [], [], 30)[0]
         assert process.stderr.read() == b"cannot receive: incomplete stream\n"
         process.stdin.close()
     assert receiving.got == PLAIN[:1000]

@@ -202,7 +202,7 @@ def test_one_that_is_refused_ends_them_all(monkeypatch, way, tmp_path):
     monkeypatch.setattr(zfs_stream.subprocess, "Popen", remembered)
     with pytest.raises(HotspareError, match="this stream carries properties"):
         flow(
-            [sh(f"cat {shlex.quote(str(source))}; exec sleep 1000")],
+            [sh(f"cat {shlex.quote(str(source))}; exec sleep 20")],
             [sh("exec cat"), sh(f"exec cat > {shlex.quote(str(file))}")],
             nothing,
             head=require_plain,
