@@ -142,8 +142,8 @@ notes:
     CONFIG), see M(hotspare.postgresql.node_program). CONFIG is a file of JSON with the O(prefix), the datasets that the
     key may V(receive) and V(send) (lists), the V(properties) that received ones have to get (with their values), those
     of which any value may be V(copied) (a list), and whether it may V(rename) what is in the way and V(prune)
-    snapshots. Of a host that receives, for example, C({"prefix":"hotspare","receive":["vault/pg"],"copied":["recordsize"],
-    "properties":{"canmount":"noauto"},"prune":true}).
+    snapshots. Of a host that receives, for example,
+    C({"prefix":"hotspare","receive":["vault/pg"],"copied":["recordsize"],"properties":{"canmount":"noauto"},"prune":true}).
 author:
   - hotspare contributors (@hotspare)
 """
