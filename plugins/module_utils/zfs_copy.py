@@ -67,8 +67,10 @@ def _is_sound(note: Note) -> bool:
     texts = [getattr(note, name) for name in TEXTS]
     return (
         all(isinstance(one, str) and "\0" not in one for one in texts)
-        and type(note.version) is int  # not bool
-        and type(note.taken) in (int, float)
+        and isinstance(note.version, int)
+        and isinstance(note.taken, (int, float))
+        and not isinstance(note.version, bool)  # which is an int, too
+        and not isinstance(note.taken, bool)
         and 0 <= note.taken < 1 << 40  # NaN is not
         and isinstance(note.paths, dict)
         and all(_is_below(name) and _is_path(path) for name, path in note.paths.items())
