@@ -110,7 +110,7 @@ class Pair:
         """Megabytes of all databases then."""
         self.primary.postgres(f"{BIN}/pgbench -qis {self.scale} postgres && psql -qc CHECKPOINT postgres")
         self._caught_up()
-        return int(self.primary.sql("select sum(pg_database_size(oid)) >> 20 from pg_database"))
+        return int(self.primary.sql("select sum(pg_database_size(oid))::bigint >> 20 from pg_database"))
 
     def seed(self, method: str) -> dict[str, Any]:
         """The standby from nothing."""
