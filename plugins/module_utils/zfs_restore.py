@@ -234,7 +234,8 @@ def _clone(side: Side, place: Place, copy: Copy) -> None:
         side.run("zfs", "clone", *words, origin, f"{place.clone}{below}")
     for below, was in sorted(copy.note.paths.items(), key=lambda item: item[1].count("/")):
         where = place.inside(was)
-        if os.path.realpath(where) != where:  # mount(8) follows a link that lies in an outer one
+        # mount(8) follows a link that lies in an outer one.
+        if os.path.realpath(where) != f"{os.path.realpath(place.mnt)}{was}":
             raise HotspareError(
                 f"{where} leads to {os.path.realpath(where)} by a link, so {place.clone}{below} was not mounted there: "
                 "see who has put that link in the snapshot"

@@ -97,26 +97,32 @@ def test_whoever_fails_is_named(way, before, after, said):
     assert "sent_bytes" in caught.value.facts
 
 
+@pytest.fixture
+def started(monkeypatch):
+    """The programs that a flow starts, in order."""
+    found = []
+    popen = zfs_stream.subprocess.Popen
+
+    def remembered(*args, **options):
+        found.append(popen(*args, **options))
+        return found[-1]
+
+    monkeypatch.setattr(zfs_stream.subprocess, "Popen", remembered)
+    return found
+
+
 def test_what_cannot_be_started_leaves_nothing_running():
     with pytest.raises(HotspareError, match="cannot run it: No such file or directory; is /no/such/thing installed"):
         flow([sh("sleep 1000")], [Stage("it", ("/no/such/thing",))], nothing)
 
 
-def test_who_is_interrupted_ends_them_all(monkeypatch):
+def test_who_is_interrupted_ends_them_all(started):
     class Stop(Exception):
         pass
 
     def stop(_count: int) -> None:
         raise Stop
 
-    started = []
-    popen = zfs_stream.subprocess.Popen
-
-    def remembered(*args, **options):
-        started.append(popen(*args, **options))
-        return started[-1]
-
-    monkeypatch.setattr(zfs_stream.subprocess, "Popen", remembered)
     with pytest.raises(Stop):
         flow([sh("sleep 1000")], [sh("cat")], stop)
     assert len(started) == 2
@@ -188,18 +194,10 @@ def test_the_head_is_seen_first(way, tmp_path):
     assert file.read_bytes() == whole
 
 
-def test_one_that_is_refused_ends_them_all(monkeypatch, way, tmp_path):
+def test_one_that_is_refused_ends_them_all(started, way, tmp_path):
     file = tmp_path / "out"
     source = tmp_path / "in"
     source.write_bytes(begin(2))
-    started = []
-    popen = zfs_stream.subprocess.Popen
-
-    def remembered(*args, **options):
-        started.append(popen(*args, **options))
-        return started[-1]
-
-    monkeypatch.setattr(zfs_stream.subprocess, "Popen", remembered)
     with pytest.raises(HotspareError, match="this stream carries properties"):
         flow(
             [sh(f"cat {shlex.quote(str(source))}; exec sleep 20")],
