@@ -94,8 +94,9 @@ def flow(
         source, sink = senders[-1].process.stdout, receivers[0].process.stdin
         if source is None or sink is None:
             raise AssertionError("they are pipes")
-        first = read_head(source.fileno(), tell) if head is not None else b""
+        first = b""
         if head is not None:
+            first = read_head(source.fileno(), tell)
             head(first)
         total, broken = copy(source.fileno(), sink.fileno(), tell, first)
         source.close()

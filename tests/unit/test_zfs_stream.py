@@ -214,7 +214,7 @@ def test_it_tells_while_the_head_does_not_come(way, monkeypatch):
     monkeypatch.setattr(zfs_stream, "TELL_SECONDS", 0.05)
     told: list[int] = []
     seen: list[bytes] = []
-    before = [sh("printf a; sleep 0.5; head -c 99 /dev/zero")]
+    before = [sh("printf a; sleep 2; head -c 99 /dev/zero")]
     assert flow(before, [sh("cat >/dev/null")], told.append, head=seen.append) == 100
     assert seen == [b"a" + bytes(HEAD_BYTES - 1)], "though it came in pieces"
     assert told[:5] == [0] * 5 and told == sorted(told)
@@ -292,6 +292,6 @@ def test_it_ends_when_nobody_reads_any_more_though_nothing_comes(way):
     with subprocess.Popen(["sh", "-c", "head -c 1 >/dev/null"], stdin=subprocess.PIPE) as process:
         began = time.monotonic()
         assert copy(read, process.stdin.fileno(), nothing, b"x", attentive=True) == (1, True)
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 60  # without it there is no end
     for descriptor in (read, write):
         os.close(descriptor)
