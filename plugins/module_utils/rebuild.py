@@ -162,11 +162,14 @@ def by_copy(reason: str, at: Optional[int] = None, *, follow: str = "", rewind: 
     return Decision("basebackup", reason, at, {"follow": follow or reason, "rewind": rewind or reason, "zfs": ""})
 
 
-def by_snapshot(decision: Decision, local: Local, wanted: str) -> Decision:
+def by_snapshot(decision: Decision, local: Local, source: Source, wanted: str) -> Decision:
     """A ZFS snapshot instead of a base backup, where there can be one; else the base backup, which says why."""
     copy = local.copy
     finished = local.seed == "complete"
     if copy.obstacle is None and wanted != "basebackup" and not finished:
+        less = _less_by_base_backup(local, source) if wanted == "auto" else None
+        if less:
+            return replace(decision, skipped={**decision.skipped, "zfs": less})
         skipped = {name: reason for name, reason in decision.skipped.items() if name != "zfs"}
         return Decision("zfs", f"{decision.reason}; {copy.reason}", decision.diverged_at, skipped)
     if copy.obstacle and copy is not NO_DATASET and wanted == "auto" and local.torn_pages and not finished:
@@ -178,6 +181,18 @@ def by_snapshot(decision: Decision, local: Local, wanted: str) -> Decision:
         )
     why = "not asked for" if copy.obstacle is None else f"not possible: {copy.obstacle}"
     return replace(decision, skipped={**decision.skipped, "zfs": decision.reason if finished else why})
+
+
+def _less_by_base_backup(local: Local, source: Source) -> Optional[str]:
+    """Why what changed is not sent: it is more than a base backup copies at most, which is possible and lies on ZFS."""
+    copy = local.copy
+    kept = local.mount_point or local.wal_elsewhere or local.occupied or local.torn_pages or copy.begun
+    if kept or copy.kind != "incremental" or copy.size is None or source.size_bytes is None:
+        return None
+    whole = source.size_bytes + (source.wal_bytes or 0)
+    if copy.size <= whole:
+        return None
+    return f"possible, but it sends about {size(copy.size)}, and a base backup copies {size(whole)} at most"
 
 
 def by_less(decision: Decision, local: Local, source: Source, wanted: str) -> Decision:
@@ -249,7 +264,7 @@ def choose_method(local: Local, source: Source, wanted: str = "auto") -> Decisio
         return Decision("none", f"it streams from {source.where} already")
     natural = _natural(local, source)
     if natural.method == "basebackup":
-        natural = by_snapshot(natural, local, wanted)
+        natural = by_snapshot(natural, local, source, wanted)
     elif natural.method == "rewind":
         natural = by_less(natural, local, source, wanted)
     if wanted in ("auto", natural.method) or (wanted == "copy" and natural.method in ("zfs", "basebackup")):
@@ -260,7 +275,7 @@ def choose_method(local: Local, source: Source, wanted: str = "auto") -> Decisio
             less["rewind"] = "not needed: nothing diverged"
         reason = f"{COPIES[wanted]} is asked for ({natural.reason})"
         copied = by_copy(reason, natural.diverged_at, follow=less.get("follow", ""), rewind=less.get("rewind", ""))
-        copied = by_snapshot(copied, local, wanted)
+        copied = by_snapshot(copied, local, source, wanted)
         if wanted in ("copy", copied.method):
             return copied
         reason = f"zfs is asked for and is {copied.skipped['zfs']}"

@@ -106,8 +106,10 @@ def look(job: Job) -> tuple[dict[str, Any], Local, Source, Decision]:
     if job.zfs and source.error is None and matters:
         copy = assess(job.zfs, source, job.real, job.upstream.slot or "")
         local = replace(local, copy=copy)
+        if copy.kind == "incremental":
+            source = with_size(source, job)  # what it is compared with
         decision = choose_method(local, source, job.wish.method)
-    if decision.method == "basebackup" and local.seed != "complete" and source.error is None:
+    if decision.method == "basebackup" and local.seed != "complete" and source.error is None and not source.wal_bytes:
         source = with_size(source, job)
     return state, local, source, decision
 

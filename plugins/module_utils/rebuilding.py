@@ -187,10 +187,10 @@ def _fall_back(job: Job, result: dict[str, Any], error: RewindFailed) -> tuple[L
     decision = by_copy(f"{result['reason']}; {error.message}", follow=left, rewind=error.message)
     if job.zfs and source.error is None:
         local = replace(local, copy=assess(job.zfs, source, job.real, job.upstream.slot or ""))
-    decision = by_snapshot(decision, local, job.wish.method)
     try:
         if source.error is None:
             source = with_size(source, job)
+        decision = by_snapshot(decision, local, source, job.wish.method)
         _decide(job, local, source, decision, result)
     except HotspareError as refusal:
         refusal.message = f"{error.message}; and a base backup is not possible: {refusal.message}"

@@ -132,7 +132,8 @@ options:
     description:
       - V(auto) takes the least that is right. V(follow) and V(rewind) are refused where they are not right, V(zfs)
         where it is not possible, V(basebackup) is always possible. The guards hold for all of them.
-      - With O(zfs) a V(basebackup) that would lie on another file system than ZFS is made only if it is asked for.
+      - With O(zfs) a V(basebackup) that would lie on another file system than ZFS is made only if it is asked for. One
+        that lies on ZFS is made where more has changed since the common snapshot than it copies at most.
       - V(copy) takes V(zfs) where that is possible, else V(basebackup), so that what the node had is kept as it is.
       - Some nodes are refused by V(auto) because they may hold what the primary has lost. V(copy) replaces these, too.
     type: str

@@ -351,6 +351,34 @@ def test_what_belongs_on_zfs_is_put_nowhere_else_unless_somebody_says_so(torn, w
     assert choose_method(new, new_primary(), wanted).method == "basebackup", "no dataset is named"
 
 
+@pytest.mark.parametrize(
+    ("sent", "more", "wanted", "method"),
+    [
+        (Copy(None, "sent", "incremental", 2 * 10**9), {}, "auto", "zfs"),  # as much as a base backup at most
+        (Copy(None, "sent", "incremental", 2 * 10**9 + 1), {}, "auto", "basebackup"),
+        (Copy(None, "sent", "incremental", 2 * 10**9 + 1), {}, "zfs", "zfs"),
+        (Copy(None, "sent", "incremental", 2 * 10**9 + 1), {}, "copy", "zfs"),
+        (Copy(None, "sent", "full", 2 * 10**9 + 1), {}, "auto", "zfs"),  # the next one is an increment then
+        (Copy(None, "sent", "incremental", None), {}, "auto", "zfs"),
+        *(
+            (Copy(None, "sent", "incremental", 1 << 50), more, "auto", "zfs")
+            for more in (
+                {"mount_point": True},
+                {"wal_elsewhere": True},
+                {"occupied": ["/srv/space"]},
+                {"torn_pages": True},
+            )
+        ),
+    ],
+)
+def test_what_changed_is_not_sent_where_a_base_backup_is_less(sent, more, wanted, method):
+    local = old_primary(FORK, control=PLAIN, copy=sent, **{"torn_pages": False, **more})
+    decision = choose_method(local, new_primary(), wanted)
+    assert decision.method == method
+    if method == "basebackup":
+        assert "a base backup copies" in ladder(decision)[2]["reason"]
+
+
 def test_without_full_page_writes_only_zfs_will_do():
     for torn in (True, False):
         local, source = old_primary(FORK, torn_pages=torn), new_primary(full_page_writes=False)
