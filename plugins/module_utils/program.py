@@ -206,11 +206,11 @@ def _zfs_newest(dataset: str) -> int:
     return _tell(told, lambda told: [])
 
 
-def _zfs_restore_test(dataset: str, check: str) -> int:
-    """Starts a server on a clone of that, checks it by `count` or `amcheck`, and removes it."""
+def _zfs_restore_test(dataset: str, check: str, account: str) -> int:
+    """Starts a server on a clone of that as `account`, checks it by `count` or `amcheck`, and removes it."""
     from .zfs_restore import restore_test, sentences
 
-    return _tell(restore_test(dataset, check), sentences)
+    return _tell(restore_test(dataset, check, account), sentences)
 
 
 def _tell(result: dict[str, Any], sentences: Callable[[dict[str, Any]], Iterable[str]]) -> int:
@@ -246,5 +246,5 @@ COMMANDS = {
     "zfs-backup": Command(_zfs_backup),
     "zfs-backup-check": Command(_zfs_backup_check),
     "zfs-newest": Command(_zfs_newest, "DATASET"),
-    "zfs-restore-test": Command(_zfs_restore_test, "DATASET CHECK"),
+    "zfs-restore-test": Command(_zfs_restore_test, "DATASET CHECK ACCOUNT"),
 }

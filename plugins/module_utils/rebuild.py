@@ -87,6 +87,7 @@ class Local:
     free_bytes: Optional[int] = None
     occupied: Sequence[str] = ()  # locations of the primary's tablespaces where something lies on this host
     copy: Copy = NO_DATASET
+    set_aside: Optional[str] = None  # the dataset that is mounted there, where a run has renamed it and died
     torn_pages: bool = True  # the file system may write a page in part: all but ZFS
 
 
@@ -172,7 +173,7 @@ def by_snapshot(decision: Decision, local: Local, source: Source, wanted: str) -
             return replace(decision, skipped={**decision.skipped, "zfs": less})
         skipped = {name: reason for name, reason in decision.skipped.items() if name != "zfs"}
         return Decision("zfs", f"{decision.reason}; {copy.reason}", decision.diverged_at, skipped)
-    if copy.obstacle and copy is not NO_DATASET and wanted == "auto" and local.torn_pages and not finished:
+    if copy.obstacle and copy is not NO_DATASET and wanted in ("auto", "copy") and local.torn_pages and not finished:
         return Decision(
             "refuse",
             f"a ZFS snapshot is not possible ({copy.obstacle}), and a base backup would not lie on ZFS: mend that, or "
@@ -263,6 +264,14 @@ def choose_method(local: Local, source: Source, wanted: str = "auto") -> Decisio
     if local.following:
         return Decision("none", f"it streams from {source.where} already")
     natural = _natural(local, source)
+    if local.set_aside and natural.method in ("follow", "rewind") and local.copy.obstacle is not None:
+        natural = Decision(
+            "refuse",
+            f"{local.real_directory} is mounted from {local.set_aside}, which a rebuild that died had set aside, and "
+            "which will not be mounted at the next boot: say method: zfs, which goes on with that rebuild, or give it "
+            "the name back that it had (zfs rename, zfs set canmount=on)",
+            natural.diverged_at,
+        )
     if natural.method == "basebackup":
         natural = by_snapshot(natural, local, source, wanted)
     elif natural.method == "rewind":

@@ -20,6 +20,7 @@ import os
 import pwd
 import re
 import shutil
+import stat
 import time
 from collections.abc import Iterable
 from datetime import datetime, timezone
@@ -235,16 +236,28 @@ def own(account: str, directory: str, roots: Iterable[str]) -> None:
 
 
 def tidy(directory: str, *more: str) -> None:
-    """Without what is of the other server's processes, and without `more` files."""
+    """Without what is of the other server's processes, and without `more` files. Where a link leads nothing is touched:
+    what was copied is another host's word."""
     try:
         for name in EMPTIED:
-            for entry in os.scandir(os.path.join(directory, name)):
-                if entry.is_dir(follow_symlinks=False):
-                    shutil.rmtree(entry.path)
-                else:
-                    os.unlink(entry.path)
+            _empty(os.path.join(directory, name), os.stat(directory))
         for name in (*REMOVED, *more):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(os.path.join(directory, name))
     except OSError as error:
         raise HotspareError(f"cannot remove {error.filename}: {error.strerror}; run this again") from error
+
+
+def _empty(path: str, like: os.stat_result) -> None:
+    """A directory with nothing in it, of the owner of the one that it is in; it may have been a link, or missing."""
+    if os.path.islink(path):
+        os.unlink(path)
+    if not os.path.lexists(path):
+        os.mkdir(path, 0o700)
+        os.chown(path, like.st_uid, like.st_gid)
+        os.chmod(path, stat.S_IMODE(like.st_mode))
+    for entry in os.scandir(path):
+        if entry.is_dir(follow_symlinks=False):
+            shutil.rmtree(entry.path)
+        else:
+            os.unlink(entry.path)

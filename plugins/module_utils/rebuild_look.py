@@ -18,7 +18,7 @@ from typing import Any, Optional
 from .conninfo import Upstream
 from .controldata import ControlData
 from .rebuild import Decision, Local, Position, Source, Wish, choose_method, position
-from .rebuild_zfs_look import assess, placed
+from .rebuild_zfs_look import assess, mounted_aside, placed
 from .replication import read_state
 from .server import (
     ConnectFailed,
@@ -99,6 +99,8 @@ def look(job: Job) -> tuple[dict[str, Any], Local, Source, Decision]:
     # After the node: what it had received by then, its primary has flushed by now.
     source = look_at_source(job.upstream, job.instance.account)
     local, source = look_at_node(job, state, source)
+    if job.zfs:
+        local = replace(local, set_aside=mounted_aside(job.zfs, job.real))
     decision = choose_method(local, source, job.wish.method)
     # The other host is asked only where it matters.
     compared = decision.method == "rewind" and job.wish.method == "auto"
@@ -106,8 +108,9 @@ def look(job: Job) -> tuple[dict[str, Any], Local, Source, Decision]:
     if job.zfs and source.error is None and matters:
         copy = assess(job.zfs, source, job.real, job.upstream.slot or "")
         local = replace(local, copy=copy)
-        if copy.kind == "incremental":
-            source = with_size(source, job)  # what it is compared with
+        if copy.kind == "incremental":  # then it is compared with that; where it is not known, ZFS is right
+            with contextlib.suppress(HotspareError):
+                source = with_size(source, job)
         decision = choose_method(local, source, job.wish.method)
     if decision.method == "basebackup" and local.seed != "complete" and source.error is None and not source.wal_bytes:
         source = with_size(source, job)

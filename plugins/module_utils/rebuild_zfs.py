@@ -24,7 +24,7 @@ from .rebuild_zfs_look import PLACED, labelled, placed_mark, require_alone, side
 from .records import size
 from .shell import HotspareError, write_durably
 from .zfs import LABEL, Side, View, failed, look
-from .zfs_layout import STAGED, Label, Layout, Zfs, read_layout, start_lsn
+from .zfs_layout import STAGED, Label, Layout, Zfs, is_in, read_layout, start_lsn
 from .zfs_plan import new_name
 from .zfs_send import work
 
@@ -91,7 +91,7 @@ def mount_again(zfs: Zfs, job: Job, source: Source) -> None:
             if one is None:
                 raise HotspareError(f"{zfs.dataset}{below} is gone since it was received: see zfs list, run this again")
             if not one.mounted or one.mountpoint != path:
-                _mount(here, one.name, path)
+                _mount(here, one.name, path, layout)
 
 
 def _make_ready(job: Job, here: Side, ours: View, layout: Layout, label: Label, version: int) -> None:
@@ -99,9 +99,11 @@ def _make_ready(job: Job, here: Side, ours: View, layout: Layout, label: Label, 
     _unmount(here, ours, layout)
     for below, path in layout.ordered:
         here.run("zfs", "set", f"mountpoint={layout.staged(path)}", "canmount=noauto", ours.top + below)
-    for below, _path in layout.ordered:
+    for below, path in layout.ordered:
+        _require_in_copy(layout.staged(path), f"{layout.root(path)}{STAGED}")
         here.run("zfs", "mount", ours.top + below)
     directory = layout.staged(job.real)
+    _require_in_copy(directory, f"{layout.root(job.real)}{STAGED}")
     _require_whole(directory, layout, version)
     own(job.instance.account, directory, [f"{root}{STAGED}" for root in layout.roots])
     tidy(directory)
@@ -136,18 +138,30 @@ def _unmount(here: Side, ours: View, layout: Layout) -> None:
 def _place(here: Side, ours: View, layout: Layout, mark: str) -> None:
     here.run("zfs", "set", f"{PLACED}={mark}", ours.top)
     for below, path in layout.ordered:
-        _mount(here, ours.top + below, path)
+        _mount(here, ours.top + below, path, layout)
     for path in layout.roots:
         with contextlib.suppress(OSError):
             os.rmdir(f"{path}{STAGED}")
 
 
-def _mount(here: Side, name: str, path: str) -> None:
+def _mount(here: Side, name: str, path: str, layout: Layout) -> None:
     """For good."""
+    _require_in_copy(path, layout.root(path) or path)
     here.run("zfs", "set", f"mountpoint={path}", "canmount=on", name)
     mounted = here.run("zfs", "get", "-Hp", "-o", "value", "mounted", name).stdout.strip()
     if mounted != "yes":  # zfs set may have done it
         here.run("zfs", "mount", name)
+
+
+def _require_in_copy(path: str, root: str) -> None:
+    """HotspareError where a link that was copied leads out of the copy, which is mounted at `root`: root would mount,
+    write and remove there."""
+    real = os.path.realpath(path)
+    if not is_in(real, os.path.realpath(root)):
+        raise HotspareError(
+            f"{path} leads to {real} by a symbolic link of the primary, so nothing is mounted or written there: see "
+            "who made that link, or say method: basebackup"
+        )
 
 
 def forget(zfs: Zfs) -> None:
@@ -174,10 +188,17 @@ def _require_whole(directory: str, layout: Layout, version: int) -> None:
             raise HotspareError(
                 f"{os.path.basename(path)} of the primary leads to {to}, which is not in what was copied: {advice}"
             )
+        _require_in_copy(there, f"{layout.root(to)}{STAGED}" if os.path.islink(path) else directory)
         if not any(what.fullmatch(name) for name in os.listdir(there)):
             raise HotspareError(
                 f"{os.path.basename(path)} of the primary ({to}) is empty in what was copied, so something else is "
                 f"mounted there: {advice}"
+            )
+    for path in (f"{directory}/postgresql.auto.conf", f"{_staged(f'{directory}/pg_wal', layout)}/archive_status"):
+        if os.path.islink(path) or (os.path.lexists(path) and not os.path.isfile(path) and not os.path.isdir(path)):
+            raise HotspareError(
+                f"{os.path.basename(path)} of the primary is a symbolic link or a pipe, and this host would write "
+                "where that leads: put the file itself there, or say method: basebackup"
             )
 
 

@@ -154,6 +154,14 @@ def placed(zfs: Zfs, source: Source, slot: str) -> bool:
     return done.rc == 0 and bool(name) and done.stdout.strip() == placed_mark(name, source, slot)
 
 
+def mounted_aside(zfs: Zfs, path: str) -> Optional[str]:
+    """The dataset that a path is in, where it is one that a rebuild has renamed out of the way."""
+    with Side() as here:
+        name = here.run("zfs", "list", "-H", "-o", "name", path, check=False).stdout.strip()
+    top = "/".join(name.split("/")[: zfs.dataset.count("/") + 1])
+    return name if is_aside(top, zfs.dataset) else None
+
+
 def kept_datasets(zfs: Optional[Zfs]) -> list[str]:
     """What rebuilds renamed out of the way, oldest first."""
     if zfs is None:

@@ -298,15 +298,22 @@ _ADVICE = {
 
 
 def connect(
-    instance: Instance, *, dbname: str = "postgres", timeout: float = 5, statement_timeout: float = 30
+    instance: Instance,
+    *,
+    dbname: str = "postgres",
+    timeout: float = 5,
+    statement_timeout: float = 30,
+    options: str = "",
 ) -> Any:  # a psycopg2 connection, which has no types
-    """An autocommit connection over the unix socket as the server's account; both timeouts in seconds.
+    """An autocommit connection over the unix socket as the server's account; both timeouts in seconds. `options`: of
+    the server's session, as libpq takes them (-c NAME=VALUE); they go before those of databases and roles.
 
     ConnectFailed with its `kind`. Also when another data directory's server listens there: a wrong port must never
     make us look at, or promote, a neighbour.
     """
     where = f"PostgreSQL of {instance} on port {instance.port} in {instance.socket_directory}"
     parameters = {"host": instance.socket_directory, "port": instance.port, "user": instance.account, "dbname": dbname}
+    parameters["options"] = options
     try:
         connection = _open(where, parameters, instance.account, timeout, statement_timeout)
     except ConnectFailed as error:
@@ -354,7 +361,8 @@ def _open(where: str, parameters: dict[str, Any], account: str, timeout: float, 
     psycopg2 = _psycopg2()
     parameters.setdefault("application_name", "hotspare")
     parameters["connect_timeout"] = max(2, math.ceil(timeout))  # libpq's least is 2
-    parameters["options"] = f"-c statement_timeout={math.ceil(statement_timeout * 1000)}"
+    timed = f"-c statement_timeout={math.ceil(statement_timeout * 1000)}"
+    parameters["options"] = f"{timed} {parameters.get('options', '')}".rstrip()
     parameters["client_encoding"] = "UTF8"
     try:
         with as_client(account):

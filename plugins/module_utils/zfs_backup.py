@@ -310,8 +310,8 @@ TOLD = "snapshot kind sent_bytes estimated_bytes seconds rate pruned renamed".sp
 
 
 def want(keep: Optional[Keep]) -> Want:
-    """On the node itself only the one is kept that the next is sent from. Without `keep` nothing is given up. What is
-    encrypted goes as it is: the host of the copies needs no key, but for a restore."""
+    """On the node itself only the one is kept that the next is sent from, whatever comes of this one. Without `keep`
+    nothing is given up of the copies. What is encrypted goes as it is: their host needs no key, but for a restore."""
     return Want(
         prefix=PREFIX,
         recursive=True,
@@ -319,7 +319,7 @@ def want(keep: Optional[Keep]) -> Want:
         raw=True,
         properties=PROPERTIES,
         copied=COPIED,
-        keep_source=Keep(count=1) if keep else Keep(),
+        keep_source=Keep(count=1),
         keep_target=keep or Keep(),
     )
 

@@ -101,10 +101,11 @@ class Place:
         )
 
 
-def restore_test(dataset: str, check: str) -> dict[str, Any]:
+def restore_test(dataset: str, check: str, account: str) -> dict[str, Any]:
     """Restore the newest snapshot of a copy on this host, and check it; what was found. HotspareError.
 
-    The clone is removed in any case; after an error the server's log stays.
+    What is in the databases runs as `account`, which is not for the snapshot to choose. The clone is removed in any
+    case; after an error the server's log stays.
     """
     if check not in CHECKS:
         raise HotspareError(f"there is no check {check!r}: say {' or '.join(CHECKS)}")
@@ -121,7 +122,7 @@ def restore_test(dataset: str, check: str) -> dict[str, Any]:
                 f"{dataset} has no whole snapshot of ours that could be restored: run snapshot.yml, and see that its "
                 "send came to its end"
             )
-        bin_directory = programs(copy.note, check)
+        bin_directory = programs(copy.note, check, account)
         try:
             found = _tested(side, place, copy, place.instance(copy.note, bin_directory), check)
         except (HotspareError, OSError) as error:
@@ -133,8 +134,14 @@ def restore_test(dataset: str, check: str) -> dict[str, Any]:
     return found
 
 
-def programs(note: Note, check: str) -> str:
-    """Where PostgreSQL's programs of that version are on this host. HotspareError."""
+def programs(note: Note, check: str, named: str) -> str:
+    """Where PostgreSQL's programs of that version are on this host. HotspareError, also where the server did not run as
+    the account `named`."""
+    if note.account != named:
+        raise HotspareError(
+            f"the note of the snapshot says that the server of {note.node} ran as {note.account}, and the inventory "
+            f"says {named}: see node_account, and who may write to that copy"
+        )
     for directory in (f"{DEBIAN_ROOT}/{note.version}/bin", note.bin_directory):
         if os.path.isabs(directory) and os.path.exists(f"{directory}/postgres"):
             break
@@ -182,11 +189,11 @@ def _tested(side: Side, place: Place, copy: Copy, instance: Instance, check: str
     _clone(side, place, copy)
     control = _make_ready(place, copy.note, instance)
     started = time.monotonic()
-    _start(place, instance)
+    _start(place, instance, copy.note.version)
     try:
         recovered = time.monotonic()
         told = _asked(instance, copy.note)
-        found = _amchecked(instance) if check == "amcheck" else _counted(instance)
+        found = (_amchecked if check == "amcheck" else _counted)(instance, copy.note.version)
     finally:
         _stop(instance)
     now = datetime.now(timezone.utc).timestamp()
@@ -228,6 +235,7 @@ def _clone(side: Side, place: Place, copy: Copy) -> None:
             "mountpoint": place.inside(path) if path else "none",
             "readonly": "off",
             **HARMLESS,
+            "exec": "off",  # neither programs nor libraries of the other host
             MARK: origin,
         }
         words = [word for key, value in options.items() for word in ("-o", f"{key}={value}")]
@@ -438,7 +446,15 @@ def checkpoint_time(control: ControlData) -> Optional[float]:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _start(place: Place, instance: Instance) -> None:
+def session(version: int) -> str:
+    """Options of a session in which nothing runs by itself that a database says. (Pure.)"""
+    quiet = {"session_preload_libraries": "", "local_preload_libraries": ""}
+    if version >= 17:
+        quiet["event_triggers"] = "off"  # there are some for the login
+    return " ".join(f"-c {name}={value}" for name, value in quiet.items())
+
+
+def _start(place: Place, instance: Instance, version: int) -> None:
     """Until it has recovered and takes connections."""
     options = ["--log", place.log, "--options", f"-c config_file={instance.configuration}"]
     words = ["start", "--wait", f"--timeout={START_SECONDS}", "--pgdata", instance.data_directory, *options]
@@ -447,7 +463,7 @@ def _start(place: Place, instance: Instance) -> None:
     while done.rc == 0:  # pg_ctl does not wait for the end of a recovery that takes no connections
         gone = process_id(instance) is None  # before it is asked
         try:
-            connect(instance).close()
+            connect(instance, options=session(version)).close()
             return
         except ConnectFailed as error:
             if error.kind != "starting" or gone or time.monotonic() > deadline:
@@ -516,14 +532,16 @@ _TABLES = """SELECT pg_catalog.format('%I.%I', nspname, relname) FROM pg_catalog
 
 
 @contextlib.contextmanager
-def _asking(instance: Instance, database: str = "postgres") -> Iterator[Any]:
-    connection = connect(instance, dbname=database, timeout=60, statement_timeout=CHECK_SECONDS)
+def _asking(instance: Instance, version: int, database: str = "postgres") -> Iterator[Any]:
+    connection = connect(
+        instance, dbname=database, timeout=60, statement_timeout=CHECK_SECONDS, options=session(version)
+    )
     with cursor_of(connection, f"{instance.name}, database {database},") as cursor:
         yield cursor
 
 
 def _asked(instance: Instance, note: Note) -> dict[str, Any]:
-    with _asking(instance) as cursor:
+    with _asking(instance, note.version) as cursor:
         cursor.execute(_ASK)
         recovering, identifier, timeline, committed = cursor.fetchone()
     if recovering:
@@ -537,14 +555,14 @@ def _asked(instance: Instance, note: Note) -> dict[str, Any]:
     }
 
 
-def _counted(instance: Instance) -> dict[str, Any]:
+def _counted(instance: Instance, version: int) -> dict[str, Any]:
     """Every row of every table is read, catalogs too."""
-    with _asking(instance) as cursor:
+    with _asking(instance, version) as cursor:
         cursor.execute(_DATABASES)
         databases = [row[0] for row in cursor]
     tables = rows = 0
     for database in databases:
-        with _asking(instance, database) as cursor:
+        with _asking(instance, version, database) as cursor:
             cursor.execute(_TABLES)
             for (name,) in list(cursor):
                 cursor.execute(f"SELECT count(*) FROM {name}")
@@ -553,7 +571,7 @@ def _counted(instance: Instance) -> dict[str, Any]:
     return {"databases": len(databases), "tables": tables, "rows": rows}
 
 
-def _amchecked(instance: Instance) -> dict[str, Any]:
+def _amchecked(instance: Instance, version: int) -> dict[str, Any]:
     """Every table and index, by pg_amcheck; its extension is made in the clone. HotspareError with what it found."""
     words = ["--all", "--heapallindexed", "--install-missing", "--no-password"]
     where = ["--host", instance.socket_directory, "--port", str(instance.port), "--username", instance.account]
@@ -562,6 +580,7 @@ def _amchecked(instance: Instance) -> dict[str, Any]:
         account=instance.account,
         timeout=CHECK_SECONDS,
         check=False,
+        env={"PGOPTIONS": session(version)},
     )
     if done.rc != 0:
         said = (done.stdout.strip() or done.stderr.strip()).splitlines()
@@ -569,7 +588,7 @@ def _amchecked(instance: Instance) -> dict[str, Any]:
             f"pg_amcheck found something wrong: {said[0] if said else 'it does not say what'}",
             found=said[:50],
         )
-    with _asking(instance) as cursor:
+    with _asking(instance, version) as cursor:
         cursor.execute(_DATABASES)
         return {"databases": len(list(cursor)), "tables": None, "rows": None}
 

@@ -143,10 +143,11 @@ class _Work:
     def _foreseen(self, step: Send) -> Optional[int]:
         """Of a snapshot that is not there yet: up to the newest that is, and what was written since."""
         dataset = self.views[SOURCE].datasets[step.below]
-        newest = next((str(one) for one in reversed(dataset.snapshots) if one.guid), None)
-        if newest is None or newest == step.base:
+        newest = next((one for one in reversed(dataset.snapshots) if one.guid), None)
+        base = next((one for one in (*dataset.snapshots, *dataset.bookmarks) if str(one) == step.base), None)
+        if newest is None or (base is not None and newest.createtxg <= base.createtxg):
             return None
-        asked = self._asked(replace(step, send=(*step.send[:-1], newest)))
+        asked = self._asked(replace(step, send=(*step.send[:-1], str(newest))))
         return None if asked is None else asked + dataset.written
 
     def _require_room(self) -> None:

@@ -29,16 +29,18 @@ TAIL_BYTES = 4000
 # Type, length of the payload, magic, versioninfo, when it was made, kind of dataset, flags, toguid, fromguid.
 BEGIN = "IIQQQIIQQ"
 HEAD_BYTES = struct.calcsize(f"={BEGIN}")
+FLAGS_BYTES = 40  # up to flags
 KIND_BYTES = 24  # up to versioninfo
 MAGIC = 0x2F5BACBAC
 SUBSTREAM, COMPOUND = 1, 2  # the two lowest bits of versioninfo
 RESUMING = 1 << 22  # in versioninfo: a feature flag, of which the first is bit 2
-CLONE = 1  # in flags
+CLONE = 1  # in flags: a dataset that branches off the snapshot `fromguid`, whichever has that in the whole pool
 
 
 def require_plain(head: bytes) -> None:
     """HotspareError for a stream with properties (zfs send -p), which zfs receive would set here, such as a mountpoint;
-    and for what is no stream. (Pure.) `head`: how it begins; of one that ends in there zfs receive says so itself."""
+    for one that would branch off a snapshot of any dataset here, which can be promoted then; and for what is no stream.
+    (Pure.) `head`: how it begins; of one that ends in there zfs receive says so itself."""
     if len(head) < KIND_BYTES:
         return
     (version,) = struct.unpack_from(f"{_order(head)}Q", head, KIND_BYTES - 8)
@@ -49,16 +51,21 @@ def require_plain(head: bytes) -> None:
         )
     if version & 3 != SUBSTREAM:
         raise _no_stream(head)
+    if len(head) >= FLAGS_BYTES and struct.unpack_from(f"{_order(head)}I", head, FLAGS_BYTES - 4)[0] & CLONE:
+        raise HotspareError(
+            "this stream makes a clone of a snapshot that is here (zfs send -i of another dataset's), and only whole "
+            "datasets and what changed in one are received: send it without that"
+        )
 
 
 def makes_dataset(head: bytes) -> bool:
-    """Whether a stream is for a dataset that is not there yet, as zfs receive tells it; of one that resumes there is
-    something already. (Pure.) HotspareError for what is no stream."""
+    """Whether a plain stream is for a dataset that is not there yet, as zfs receive tells it; of one that resumes there
+    is something already. (Pure.) HotspareError for what is no stream."""
     if len(head) < HEAD_BYTES:  # it ends in there
         return False
     fields: tuple[int, ...] = struct.unpack_from(_order(head) + BEGIN, head)
-    version, flags, fromguid = fields[3], fields[6], fields[8]
-    return (fromguid == 0 or flags & CLONE != 0) and version & RESUMING == 0
+    version, fromguid = fields[3], fields[8]
+    return fromguid == 0 and version & RESUMING == 0
 
 
 def _order(head: bytes) -> str:

@@ -94,6 +94,7 @@ options:
     description:
       - What to do when the destination was written to, has snapshots of its own, or is something else.
       - With V(rename) it gets the name C(DATASET-aside-TIME), with all that is below it, and is not mounted any more.
+        What this module has received in part from another source is given up then (C(zfs receive -A)).
     type: str
     choices: [fail, rename]
     default: fail
@@ -143,7 +144,8 @@ notes:
     key may V(receive) and V(send) (lists), the V(properties) that received ones have to get (with their values), those
     of which any value may be V(copied) (a list), and whether it may V(rename) what is in the way and V(prune)
     snapshots. Of a host that receives, for example,
-    C({"prefix":"hotspare","receive":["vault/pg"],"copied":["recordsize"],"properties":{"canmount":"noauto"},"prune":true}).
+    C({"prefix":"hotspare","receive":["vault/pg"],"copied":["recordsize","compression","atime"],
+    "properties":{"canmount":"noauto","readonly":"on"},"prune":true}).
 author:
   - hotspare contributors (@hotspare)
 """

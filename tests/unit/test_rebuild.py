@@ -13,6 +13,7 @@ from ansible_collections.hotspare.postgresql.plugins.module_utils import control
 from ansible_collections.hotspare.postgresql.plugins.module_utils.conninfo import Upstream
 from ansible_collections.hotspare.postgresql.plugins.module_utils.rebuild import (
     METHODS,
+    NO_DATASET,
     RUNGS,
     Copy,
     Decision,
@@ -334,13 +335,28 @@ def test_what_a_run_that_died_has_set_aside_is_not_rewound():
     assert (decision.method, "set aside by a run that died" in decision.skipped["rewind"]) == ("zfs", True)
 
 
+@pytest.mark.parametrize("local", [old_primary(), old_primary(FORK)], ids=["follow", "rewind"])
+@pytest.mark.parametrize(("copy", "wanted", "method"), [
+    (NO_DATASET, "auto", "refuse"),  # the primary was not asked
+    (Copy("db1 cannot be reached"), "auto", "refuse"),
+    (SENT, "zfs", "zfs"),
+    (SENT, "copy", "zfs"),
+])  # fmt: skip
+def test_a_server_does_not_go_on_in_what_a_run_that_died_has_set_aside(local, copy, wanted, method):
+    decision = choose_method(replace(local, set_aside="tank/pg-aside-T/data", copy=copy), new_primary(), wanted)
+    assert decision.method == method
+    if method == "refuse":
+        assert "mounted from tank/pg-aside-T/data, which a rebuild that died had set aside" in decision.reason
+
+
 @pytest.mark.parametrize(
     ("torn", "wanted", "method"),
     [
         (True, "auto", "refuse"),
         (False, "auto", "basebackup"),
         (True, "basebackup", "basebackup"),
-        (True, "copy", "basebackup"),
+        (True, "copy", "refuse"),
+        (False, "copy", "basebackup"),
     ],
 )
 def test_what_belongs_on_zfs_is_put_nowhere_else_unless_somebody_says_so(torn, wanted, method):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pwd
+import stat
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -252,6 +253,47 @@ def test_a_copy_keeps_nothing_that_is_the_primarys(copy):
     left = sorted(str(path.relative_to(directory)) for path in directory.rglob("*"))
     assert left == sorted(["PG_VERSION", "base", "pg_tblspc", "pg_wal", *EMPTIED])
     rebuild_files.tidy(str(directory))
+
+
+def test_what_a_copy_leads_to_is_left_alone(copy, tmp_path):
+    """Whoever may write on the primary may make links, and root works on the copy of them here."""
+    directory, _layout = copy
+    outside = tmp_path / "etc"
+    outside.mkdir()
+    (outside / "passwd").touch()
+    for name in ("pg_dynshmem", "pg_notify"):
+        rebuild_files.remove_tree(str(directory / name))
+    (directory / "pg_dynshmem").symlink_to(outside)
+    os.chown(directory, 4242, 4242)
+    rebuild_files.tidy(str(directory))
+    assert (outside / "passwd").exists()
+    for name in ("pg_dynshmem", "pg_notify"):
+        status = os.lstat(directory / name)
+        assert (stat.S_ISDIR(status.st_mode), status.st_uid) == (True, 4242)
+
+
+def test_no_link_leads_root_out_of_a_copy(copy, tmp_path):
+    directory, layout = copy
+    (directory / "global").mkdir()
+    (directory / "global" / "pg_control").touch()
+    (directory / "pg_wal" / "000000010000000000000002").touch()
+    rebuild_zfs._require_in_copy(str(directory), str(directory.parent))
+    with pytest.raises(HotspareError, match="17.staged/main leads to .*/17.staged/main by a symbolic link of the prim"):
+        rebuild_zfs._require_in_copy(str(directory), f"{tmp_path}/other")
+    for path in (directory / "postgresql.auto.conf", directory / "pg_wal" / "archive_status"):
+        path.symlink_to(tmp_path)
+        with pytest.raises(HotspareError, match=f"{path.name} of the primary is a symbolic link or a pipe"):
+            rebuild_zfs._require_whole(str(directory), layout, 17)
+        path.unlink()
+        os.mkfifo(path)
+        with pytest.raises(HotspareError, match=f"{path.name} of the primary is a symbolic link or a pipe"):
+            rebuild_zfs._require_whole(str(directory), layout, 17)
+        path.unlink()
+    rebuild_zfs._require_whole(str(directory), layout, 17)
+    (directory / "pg_tblspc" / "16384").symlink_to(f"{tmp_path}/17/../elsewhere")
+    (tmp_path / "elsewhere" / "PG_17_202406281").mkdir(parents=True)
+    with pytest.raises(HotspareError, match="elsewhere leads to .*/elsewhere by a symbolic link of the primary"):
+        rebuild_zfs._require_whole(str(directory), layout, 17)
 
 
 def test_what_the_copy_leads_to_was_copied_too(copy, tmp_path):

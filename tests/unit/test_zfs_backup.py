@@ -314,6 +314,26 @@ def test_a_failure_is_noted_and_the_next_run_goes_on(lab):
     assert len({note.taken for note in noted.values()}) == 3
 
 
+@pytest.mark.parametrize("where", ["receive", "_note"])
+def test_runs_that_fail_each_time_do_not_fill_the_nodes_own_pool(lab, monkeypatch, where):
+    def refused(*_arguments):
+        raise HotspareError("permission denied")
+
+    lab.run()
+    owner = lab.vault if where == "receive" else zfs_backup
+    with monkeypatch.context() as patched:
+        patched.setattr(owner, where, refused)
+        for _hour in range(6):
+            with pytest.raises(HotspareError, match="permission denied"):
+                lab.run()
+    for below in ("", "/data", "/wal"):
+        left = lab.here.data[f"tank/pg{below}"].snaps
+        assert len(left) <= 3
+        assert any(one.guid == lab.vault.data[f"vault/pg/db2{below}"].snaps[-1].guid for one in left), "the common base"
+    lab.run()
+    assert [len(lab.here.data[f"tank/pg{below}"].snaps) for below in ("", "/data", "/wal")] == [1, 1, 1]
+
+
 def test_a_copy_that_a_killed_run_has_sent_is_noted_by_the_next(lab, monkeypatch):
     lab.run()
     lab.here.data["tank/pg/late"] = lab.here.make("tank/pg/late")

@@ -218,6 +218,23 @@ def test_a_link_in_an_outer_dataset_leads_no_mount_elsewhere(tmp_path, monkeypat
     assert [words[-1] for words in side.ran if words[1] == "mount"] == [f"{CLONE}/wal"]
 
 
+def where(note: Any, check: str) -> str:
+    return programs(note, check, note.account)
+
+
+def test_a_snapshot_does_not_choose_the_account_that_runs_what_is_in_it():
+    with pytest.raises(HotspareError, match="ran as backup, and the inventory says postgres: see node_account"):
+        programs(replace(NOTE, account="backup", bin_directory="/bin"), "count", "postgres")
+
+
+@pytest.mark.parametrize(("version", "triggers"), [(16, False), (17, True), (18, True)])
+def test_in_a_session_runs_nothing_that_a_database_says(version, triggers):
+    found = zfs_restore.session(version)
+    assert ("-c event_triggers=off" in found) is triggers
+    assert "-c session_preload_libraries= " in f"{found} "
+    assert "-c local_preload_libraries= " in f"{found} "
+
+
 @pytest.mark.parametrize(
     ("version", "owner", "stopped"),
     [
@@ -271,14 +288,14 @@ def test_where_the_programs_are(tmp_path, monkeypatch):
     note = replace(NOTE, account="daemon", bin_directory=str(tmp_path / "none"))
     monkeypatch.setattr(zfs_restore, "DEBIAN_ROOT", str(tmp_path))
     with pytest.raises(HotspareError, match="this host has no PostgreSQL 17, with which db2 made its data: install"):
-        programs(note, "count")
+        where(note, "count")
     (tmp_path / "17/bin").mkdir(parents=True)
     (tmp_path / "17/bin/postgres").touch()
-    assert programs(note, "count") == f"{tmp_path}/17/bin"
+    assert where(note, "count") == f"{tmp_path}/17/bin"
     with pytest.raises(HotspareError, match="has no pg_amcheck"):
-        programs(note, "amcheck")
+        where(note, "amcheck")
     with pytest.raises(HotspareError, match="has no account nobody-here"):
-        programs(replace(note, account="nobody-here"), "count")
+        where(replace(note, account="nobody-here"), "count")
 
 
 @pytest.mark.parametrize(
@@ -299,10 +316,10 @@ def test_what_a_note_says_is_the_word_of_another_host(tmp_path, monkeypatch, cha
         (tmp_path / folder).mkdir(parents=True)
         (tmp_path / folder / "postgres").touch()
     if said is None:
-        assert programs(note, "count") == f"{tmp_path}/17/bin", "rather those of this host"
+        assert where(note, "count") == f"{tmp_path}/17/bin", "rather those of this host"
     else:
         with pytest.raises(HotspareError, match=said):
-            programs(note, "count")
+            where(note, "count")
 
 
 def test_programs_of_somebody_are_not_started(tmp_path, monkeypatch):
@@ -310,7 +327,7 @@ def test_programs_of_somebody_are_not_started(tmp_path, monkeypatch):
     (tmp_path / "postgres").touch()
     os.chown(tmp_path / "postgres", 1, 1)
     with pytest.raises(HotspareError, match="postgres does not belong to root"):
-        programs(replace(NOTE, account="daemon", bin_directory=str(tmp_path)), "count")
+        where(replace(NOTE, account="daemon", bin_directory=str(tmp_path)), "count")
 
 
 @pytest.mark.parametrize("name", ["pg_ctl", "pg_controldata", "pg_amcheck", ""])
@@ -322,10 +339,10 @@ def test_nor_are_programs_that_somebody_may_change(tmp_path, monkeypatch, name, 
     for program in ("postgres", "pg_ctl", "pg_controldata", "pg_amcheck"):
         (theirs / program).touch(0o755)
     note = replace(NOTE, account="daemon", bin_directory=str(theirs))
-    assert programs(note, "amcheck") == str(theirs)
+    assert where(note, "amcheck") == str(theirs)
     spoil(theirs / name)
     with pytest.raises(HotspareError, match="does not belong to root alone: install postgresql-17 here"):
-        programs(note, "amcheck")
+        where(note, "amcheck")
 
 
 def test_programs_are_not_looked_for_where_we_are(tmp_path, monkeypatch):
@@ -334,7 +351,7 @@ def test_programs_are_not_looked_for_where_we_are(tmp_path, monkeypatch):
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/postgres").touch()
     with pytest.raises(HotspareError, match="this host has no PostgreSQL 17"):
-        programs(replace(NOTE, account="daemon", bin_directory="bin"), "count")
+        where(replace(NOTE, account="daemon", bin_directory="bin"), "count")
 
 
 def test_what_is_told():

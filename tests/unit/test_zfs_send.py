@@ -54,6 +54,19 @@ def test_a_stream_that_will_be_long_is_estimated_by_zfs_send(both, whole):
     assert both.run()["estimated_bytes"] == (whole if whole < WORTHWHILE else 4096)
 
 
+def test_a_bookmark_that_is_newer_than_all_snapshots_is_a_base(both):
+    """zfs send estimates nothing back in time; how much was written since the bookmark nobody says."""
+    both.source.snapshot("tank/pg@old")
+    both.run()
+    seed = both.source.data["tank/pg"].snaps.pop()
+    both.source.data["tank/pg"].bookmarks.append(seed)
+    both.source.write("tank/pg")
+    planned = both.run(want={"snapshot": "next"}, check_mode=True)
+    assert (planned["kind"], planned["estimated_bytes"]) == ("incremental", None)
+    found = both.run(want={"snapshot": "next"})
+    assert (found["kind"], found["transfers"][0]["base"]) == ("incremental", "tank/pg#seed")
+
+
 def test_it_looks_at_another_host_and_at_this_one_at_once(both, monkeypatch):
     met = threading.Barrier(2, timeout=10)
     for side in both.sides:

@@ -506,13 +506,18 @@ def test_what_comes_through_a_socket(receiving):
 
 
 def test_what_makes_a_dataset_has_to_say_with_what(receiving):
-    for stream in (begin(), begin(base=5, flags=1)):
-        rc, said = receiving.run(RECEIVE, stdin=stream)
-        assert (rc, receiving.started) == (1, [])
-        assert (
-            "this key may not make backup/pg without the properties in the configuration of its forced command" in said
-        )
+    rc, said = receiving.run(RECEIVE, stdin=begin())
+    assert (rc, receiving.started) == (1, [])
+    assert "this key may not make backup/pg without the properties in the configuration of its forced command" in said
     assert receiving.run(NEW, stdin=begin()) == (0, "")
+
+
+@pytest.mark.parametrize("line", [RECEIVE, NEW])
+def test_no_clone_of_what_the_key_may_not_touch_is_received(receiving, line):
+    """Promoted, it would take over the snapshots of another host's copy."""
+    rc, said = receiving.run(line, stdin=begin(base=5, flags=1))
+    assert (rc, receiving.started) == (1, [])
+    assert "this stream makes a clone of a snapshot that is here" in said
     assert receiving.run(RECEIVE, stdin=begin(features=RESUMES)) == (0, ""), "what an earlier run has made"
     assert receiving.got == begin(features=RESUMES)
 

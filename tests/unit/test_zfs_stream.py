@@ -149,6 +149,17 @@ def test_one_that_carries_properties_is_not(order, features):
             require_plain(begin(2, order, features=features)[:size])
 
 
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("flags", [1, 5])
+def test_one_that_makes_a_clone_is_not(order, flags):
+    """zfs receive looks for its origin in the whole pool, whatever the key may receive."""
+    for size in (40, HEAD_BYTES, 312):
+        with pytest.raises(HotspareError, match=r"makes a clone of a snapshot that is here .*only whole datasets and"):
+            require_plain(begin(1, order, base=5, flags=flags)[:size])
+    require_plain(begin(1, order, base=5, flags=flags)[:39])
+    require_plain(begin(1, order, base=5, flags=4))
+
+
 @pytest.mark.parametrize(
     "head",
     [
@@ -171,7 +182,6 @@ def test_which_make_a_dataset(order):
     """As zfs receive tells: stream_wantsnewfs in libzfs_sendrecv.c."""
     assert makes_dataset(begin(1, order, features=SOME))
     assert not makes_dataset(begin(1, order, features=SOME, base=5))
-    assert makes_dataset(begin(1, order, features=SOME, base=5, flags=1)), "a clone of what is there"
     assert not makes_dataset(begin(1, order, features=SOME, base=5, flags=4))
     assert not makes_dataset(begin(1, order, features=SOME | RESUMES))
     assert not makes_dataset(begin(1, order)[:55])

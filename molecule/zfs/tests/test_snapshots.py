@@ -214,10 +214,10 @@ exec "$0.real" "$@"
 def test_a_test_that_was_killed_is_cleaned_up_by_the_next(lab, guests):
     _primary, standby = lab.roles()
     copy = f"{COPIES}/{standby}"
-    script = f"nohup {PROGRAM} zfs-restore-test {copy} amcheck >/dev/null 2>&1 & echo $!"
+    script = f"nohup {PROGRAM} zfs-restore-test {copy} amcheck postgres >/dev/null 2>&1 & echo $!"
     pid = lab.run(standby, "sh", "-c", script).strip()
     lab.wait_for(lambda: lab.run(standby, "pgrep", "-f", "pg_amcheck --all", check=False) != "", "it is under way")
-    again = lab.run(standby, "sh", "-c", f"{PROGRAM} zfs-restore-test {copy} count 2>&1", check=False)
+    again = lab.run(standby, "sh", "-c", f"{PROGRAM} zfs-restore-test {copy} count postgres 2>&1", check=False)
     assert f"is under way already, by process {pid}" in again
     lab.run(standby, "kill", "-KILL", pid)
     assert left(lab, standby)
