@@ -280,7 +280,7 @@ def clean(side: Side, place: Place, *, keep_log: bool = False) -> None:
     try:
         for folder, _folders, _files in os.walk(place.mnt, topdown=False):
             os.rmdir(folder)
-        if not keep_log and os.path.isdir(place.home):
+        if not (keep_log and os.path.exists(place.log)) and os.path.isdir(place.home):
             shutil.rmtree(place.home)
     except OSError as error:
         raise HotspareError(f"cannot remove {error.filename}: {error.strerror}; see what is there") from error

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from ansible_collections.hotspare.postgresql.plugins.module_utils import zfs_restore
-from ansible_collections.hotspare.postgresql.plugins.module_utils.shell import HotspareError
+from ansible_collections.hotspare.postgresql.plugins.module_utils.shell import Completed, HotspareError
 from ansible_collections.hotspare.postgresql.plugins.module_utils.zfs_copy import Copy
 from ansible_collections.hotspare.postgresql.plugins.module_utils.zfs_restore import (
     MARK,
@@ -216,6 +216,26 @@ def test_a_link_in_an_outer_dataset_leads_no_mount_elsewhere(tmp_path, monkeypat
     with pytest.raises(HotspareError, match=f"srv/data leads to {tmp_path}/etc by a link, so {CLONE}/data was not mou"):
         zfs_restore._clone(side, PLACE, a_copy(data="/srv/data", wal="/srv"))
     assert [words[-1] for words in side.ran if words[1] == "mount"] == [f"{CLONE}/wal"]
+
+
+class NoClone:
+    where = "this host"
+
+    def run(self, *words: str, check: bool = True) -> Completed:
+        return Completed(list(words), 1, "", "cannot open: dataset does not exist", 0.0)
+
+
+def test_after_a_failure_only_the_log_of_a_server_stays(tmp_path, monkeypatch):
+    monkeypatch.setattr(zfs_restore, "HOME", str(tmp_path / "test"))
+    os.makedirs(f"{PLACE.mnt}/srv")
+    zfs_restore.clean(NoClone(), PLACE, keep_log=True)
+    assert not os.path.exists(PLACE.home)
+    os.makedirs(PLACE.run)
+    Path(PLACE.log).write_text("FATAL: no")
+    zfs_restore.clean(NoClone(), PLACE, keep_log=True)
+    assert os.listdir(PLACE.home) == ["run"]
+    zfs_restore.clean(NoClone(), PLACE)
+    assert not os.path.exists(PLACE.home)
 
 
 def where(note: Any, check: str) -> str:
