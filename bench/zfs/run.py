@@ -95,7 +95,8 @@ class Bench:
         for number in range(1, ROUNDS["servers"] + 1):
             for method in ("by hand", "basebackup", "zfs"):  # the last leaves what the first rebuild goes on from
                 self.event("seed", method, number, "", lambda method=method: pair.seed(method))
-            for method in ("zfs", "rewind", "basebackup"):
+            # With WAL in a dataset of its own a base backup is refused: the old server is moved away, and it is a seed.
+            for method in ("zfs", "rewind"):
                 self.event("rebuild", method, number, "", lambda method=method: pair.rebuild(method))
 
     def event(self, case: str, way: str, number: int, records: str, what: Callable[[], Event]) -> None:
