@@ -45,10 +45,15 @@ def assert_sound(lab, primary, standby):
     assert one == other and len(set(one.split("|"))) == 1
 
 
-def test_the_first_standby_was_made_from_a_snapshot(lab, guests):
+def test_the_first_standby_was_made_from_a_snapshot_of_a_primary_at_work(lab, guests):
     primary, standby = lab.roles()
     (name,) = common(guests, primary, standby)
-    assert re.fullmatch(rf"hotspare-{standby}-\d{{8}}T\d{{6}}Z", name)
+    taken = re.fullmatch(rf"hotspare-{standby}-(\d{{8}}T\d{{6}})Z", name)[1]
+    lab.run(primary, "systemctl", "stop", "load")
+    moment = f"to_timestamp('{taken}', 'YYYYMMDD\"T\"HH24MISS')"
+    worked = f"SELECT min(mtime) < {moment} AND max(mtime) > {moment} FROM pgbench_history"
+    assert lab.sql(primary, worked) == "t"
+    assert_sound(lab, primary, standby)
     for node in (primary, standby):
         assert_held(lab, node, name)
     assert_mounted_for_good(lab, guests, standby)
