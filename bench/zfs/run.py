@@ -11,7 +11,7 @@ streams  a dataset for each record size: sent whole (caches emptied before), the
          nothing changed. By zfs send | ssh | zfs receive, by syncoid, and by ours
 adhoc    ours again with nothing changed, by the command `ansible`: what Ansible itself costs
 servers  a pair that site.yml built and pgbench filled: a standby made from nothing, and an old primary that diverged
-         made a standby again, by each method of rebuild_standby.yml
+         made a standby again, by ZFS and by pg_rewind
 
 run.py [--cases streams] [--output FILE]; SIZE=16 takes so many MB for each record size, ROUNDS=1 fewer rounds, SCALE=2
 fewer rows of pgbench. --keep leaves the machines, --again works in those that were left. Writes JSON (all single

@@ -77,7 +77,8 @@ def ansible(guests: Guests, log: str, *command: str) -> tuple[float, list[dict[s
         seconds = time.monotonic() - began
     (STATE / f"{log}.log").write_text(done.stdout + done.stderr, encoding="utf-8")
     if done.returncode:
-        raise BenchError(f"{' '.join(argv)} failed ({done.returncode}): {done.stdout[-2500:]}{done.stderr[-500:]}")
+        said = f"{' '.join(argv)} failed ({done.returncode}): {done.stdout[-2500:]}{done.stderr[-500:]}"
+        raise BenchError(said.replace(f"{ROOT}/", ""))  # results are kept, and no matter of this machine
     steps = journal.read_text(encoding="utf-8").splitlines() if journal.exists() else []
     return round(seconds, 1), [json.loads(line) for line in steps]
 

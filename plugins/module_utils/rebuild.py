@@ -187,8 +187,8 @@ def by_snapshot(decision: Decision, local: Local, source: Source, wanted: str) -
 def _less_by_base_backup(local: Local, source: Source) -> Optional[str]:
     """Why what changed is not sent: it is more than a base backup copies at most, which is possible and lies on ZFS."""
     copy = local.copy
-    kept = local.mount_point or local.wal_elsewhere or local.occupied or local.torn_pages or copy.begun
-    if kept or copy.kind != "incremental" or copy.size is None or source.size_bytes is None:
+    impossible = local.mount_point or local.wal_elsewhere or local.occupied or local.torn_pages or copy.begun
+    if impossible or copy.kind != "incremental" or copy.size is None or source.size_bytes is None:
         return None
     whole = source.size_bytes + (source.wal_bytes or 0)
     if copy.size <= whole:

@@ -112,7 +112,8 @@ def look(job: Job) -> tuple[dict[str, Any], Local, Source, Decision]:
             with contextlib.suppress(HotspareError):
                 source = with_size(source, job)
         decision = choose_method(local, source, job.wish.method)
-    if decision.method == "basebackup" and local.seed != "complete" and source.error is None and not source.wal_bytes:
+    unsized = source.error is None and source.wal_bytes is None
+    if decision.method == "basebackup" and local.seed != "complete" and unsized:
         source = with_size(source, job)
     return state, local, source, decision
 

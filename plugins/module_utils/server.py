@@ -313,9 +313,8 @@ def connect(
     """
     where = f"PostgreSQL of {instance} on port {instance.port} in {instance.socket_directory}"
     parameters = {"host": instance.socket_directory, "port": instance.port, "user": instance.account, "dbname": dbname}
-    parameters["options"] = options
     try:
-        connection = _open(where, parameters, instance.account, timeout, statement_timeout)
+        connection = _open(where, parameters, instance.account, timeout, statement_timeout, options)
     except ConnectFailed as error:
         if error.kind != "other":
             raise
@@ -357,12 +356,13 @@ def connect_conninfo(
     return _open(where, parameters, account, timeout, statement_timeout)
 
 
-def _open(where: str, parameters: dict[str, Any], account: str, timeout: float, statement_timeout: float) -> Any:
+def _open(
+    where: str, parameters: dict[str, Any], account: str, timeout: float, statement_timeout: float, options: str = ""
+) -> Any:
     psycopg2 = _psycopg2()
     parameters.setdefault("application_name", "hotspare")
     parameters["connect_timeout"] = max(2, math.ceil(timeout))  # libpq's least is 2
-    timed = f"-c statement_timeout={math.ceil(statement_timeout * 1000)}"
-    parameters["options"] = f"{timed} {parameters.get('options', '')}".rstrip()
+    parameters["options"] = f"-c statement_timeout={math.ceil(statement_timeout * 1000)} {options}".rstrip()
     parameters["client_encoding"] = "UTF8"
     try:
         with as_client(account):

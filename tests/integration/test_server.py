@@ -21,6 +21,7 @@ from ansible_collections.hotspare.postgresql.plugins.module_utils.server import 
 )
 from ansible_collections.hotspare.postgresql.plugins.module_utils.shell import HotspareError
 from ansible_collections.hotspare.postgresql.plugins.module_utils.stopping import stop
+from ansible_collections.hotspare.postgresql.plugins.module_utils.zfs_restore import session
 
 from .conftest import SLOW_SECONDS
 
@@ -54,6 +55,16 @@ def test_a_connection_is_the_accounts_and_bounded(pair):
     connection = server.connect(pair.primary.instance, statement_timeout=7)
     assert connection.autocommit
     assert ask(connection, f"SELECT user, {settings}") == ("postgres", "7s", "hotspare")
+
+
+def test_options_of_a_session_go_before_what_a_database_says(pair, major):
+    """So that what a database of another host says is not loaded when somebody connects."""
+    library = "session_preload_libraries"
+    ask(server.connect(pair.primary.instance), f"ALTER DATABASE postgres SET {library} = 'auto_explain'; SELECT true")
+    shown = f"SELECT current_setting('{library}'), current_setting('statement_timeout')"
+    assert ask(server.connect(pair.primary.instance), shown) == ("auto_explain", "30s")
+    quiet = server.connect(pair.primary.instance, options=session(major))
+    assert ask(quiet, shown) == ("", "30s")
 
 
 def test_variables_of_libpq_lead_nowhere_else(pair, monkeypatch):
